@@ -124,9 +124,11 @@ need() { check_needs || exit 3; }
 # REPLY = the start time of process $1; 1 if it does not run. A number is given
 # to another process sooner or later: number and start time together are not.
 process_start() {
-  local stat fields tasks
+  local stat='' fields tasks
   REPLY=
-  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+  # Not stat=$(<...): under set -e bash leaves the script there if the file is
+  # gone, even in a condition.
+  { IFS= read -rd '' stat <"/proc/$1/stat" || [[ -n $stat ]]; } 2>/dev/null || return 1
   read -ra fields <<<"${stat##*) }"
   case ${fields[0]:-X} in
     Z | X)
@@ -193,6 +195,7 @@ spawn() {
     exec setsid "$@"
   ) </dev/null >>"$out" 2>&1 &
   REPLY=$!
+  disown "$REPLY" # or bash would report its death in words of its own
 }
 
 # The watchdog: ends broker $1 (started at $2) when process $3 ($4) is gone.

@@ -1,0 +1,876 @@
+//! The partition: everything the decide stage knows of one canonical partition, as a function of its log.
+//!
+//! Rows and control records go in, in log order; transitions come out, in order. The unit of work is the source record,
+//! so it does not matter how records were gathered into batches. No clock, no I/O, no threads; the same log gives the
+//! same transitions, byte for byte.
+//!
+//! Reading order: [`Partition::apply`] (a batch), `apply_record` (one source record: clock, timers, times, windows,
+//! rules), [`time`] (when a reading counts), [`clocks`] (timers), [`series`] and [`plan`]; `content.rs` says a transition.
+
+pub mod clocks;
+pub mod plan;
+pub mod series;
+pub mod time;
+
+mod content;
+mod evaluation;
+mod silence;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
+use wardbell_rules::RuleSet;
+use wardbell_schemas::alert::{Content, EpisodeId, TransitionKind};
+use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
+use wardbell_schemas::control::{Control, ControlRecord};
+use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
+use wardbell_schemas::reading::{Quality, ReadingColumns, ReadingRow, Reason};
+use wardbell_schemas::{Micros, SECOND};
+
+use self::clocks::{Clock, Movement, Timer};
+use self::plan::Plan;
+use self::series::{Position, Series, Technical};
+use self::time::{Bounds, Decision, Replaced, SeriesTime};
+use crate::episode::KeyState;
+use crate::window::Samples;
+
+/// Decision settings of one partition: part of what decides, so part of the set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub site: String,
+    /// How far behind broker time an event time may be.
+    pub lateness_us: Micros,
+    /// How far ahead.
+    pub skew_us: Micros,
+    /// Event times before 2001 are device clocks at their reset date. Off in rule tests.
+    pub epoch_check: bool,
+    /// Records carry their own time, which is believed; all of them are one source.
+    pub record_clock: bool,
+    /// Samples a series keeps.
+    pub samples_max: usize,
+    /// The log before the first applied record is not known: what happened there may be missing from windows.
+    pub resumed: bool,
+}
+
+impl Settings {
+    pub fn new(site: &str) -> Self {
+        Self {
+            site: site.to_owned(),
+            lateness_us: 60 * SECOND,
+            skew_us: 5 * SECOND,
+            epoch_check: true,
+            record_clock: false,
+            samples_max: wardbell_rules::SAMPLES_MAX as usize,
+            resumed: false,
+        }
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            lateness_us: self.lateness_us,
+            skew_us: self.skew_us,
+            epoch_check: self.epoch_check,
+            coarse: false,
+        }
+    }
+}
+
+/// A transition with what is needed to measure it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decided {
+    pub content: Content,
+    /// Append time of the source record that decided; `None` for a timer and where the source does not know it: then
+    /// the append time of the canonical record counts.
+    pub basis_us: Option<Micros>,
+}
+
+/// Why a batch or record could not be applied. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the batch is not of the canonical reading schema")]
+    SchemaMismatch(#[source] arrow_schema::ArrowError),
+    #[error("row {row} names a signal, quality or reason that this version does not know")]
+    UnknownCode { row: usize },
+}
+
+/// What episodes belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+enum KeyRef {
+    Series(u32),
+    Patient(u32),
+}
+
+/// Names as dense numbers.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Names {
+    names: Vec<String>,
+    #[serde(skip)]
+    numbers: HashMap<String, u32>,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let number = self.names.len() as u32;
+        self.names.push(name.to_owned());
+        self.numbers.insert(name.to_owned(), number);
+        number
+    }
+
+    fn name(&self, number: u32) -> &str {
+        &self.names[number as usize]
+    }
+
+    fn index(&mut self) {
+        self.numbers = self.names.iter().zip(0..).map(|(name, number)| (name.clone(), number)).collect();
+    }
+}
+
+/// One source partition: what was read of it, and the clock it moves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Feed {
+    topic: String,
+    partition: i32,
+    /// Rows of records below this offset have been applied.
+    next_offset: i64,
+    clock: u32,
+}
+
+/// One signal of one patient.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SignalOfPatient {
+    signal: u16,
+    series: Vec<u32>,
+    /// The series that rules of several signals read.
+    primary: Option<u32>,
+}
+
+/// A device's clock, as `technical/clock` sees it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct DeviceClock {
+    device: u32,
+    alert: Technical,
+    newest_raise: Option<Micros>,
+    newest_raise_clock: u32,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Patient {
+    limits: BTreeMap<String, f64>,
+    attributes: BTreeMap<String, f64>,
+    signals: Vec<SignalOfPatient>,
+    devices: Vec<DeviceClock>,
+    /// Series that are stale right now.
+    n_stale: u32,
+    /// By the slots of the plan's rules of patients.
+    rules: Vec<KeyState>,
+}
+
+impl Patient {
+    fn signal(&self, signal: SignalIndex) -> Option<&SignalOfPatient> {
+        self.signals.iter().find(|known| known.signal == signal.0)
+    }
+}
+
+/// Everything that is written into a checkpoint; the rest of a partition is derived from it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct State {
+    patient_names: Names,
+    device_names: Names,
+    method_names: Names,
+    feeds: Vec<Feed>,
+    clocks: Vec<Clock>,
+    patients: Vec<Patient>,
+    series: Vec<Series>,
+    /// Control records that were applied, by id.
+    controls: Vec<String>,
+    /// Source records applied so far; names a record.
+    record: u64,
+    /// Series that had a first sample so far.
+    first_samples: u64,
+    /// Transitions so far.
+    pub transitions: u64,
+    /// Rule ids in the order their key states are kept in.
+    rule_ids: Vec<String>,
+}
+
+type SeriesKey = (u32, u32, u16, u32);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Partition {
+    settings: Settings,
+    catalogue: &'static Catalogue,
+    plan: Arc<Plan>,
+    state: State,
+    series_by_key: HashMap<SeriesKey, u32>,
+    free_series: Vec<u32>,
+    feed_by_name: HashMap<(String, i32), u32>,
+    /// Open physiological episodes, for people who act on them.
+    open: HashMap<u128, (usize, KeyRef)>,
+    outcomes: OutcomeCounts,
+    message_faults: u64,
+    decided: Vec<Decided>,
+    scratch: Scratch,
+    /// Names of the row before, most often those of this one.
+    names_before: NamesBefore,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct NamesBefore {
+    feed: Option<u32>,
+    patient: Option<u32>,
+    device: Option<u32>,
+    method: Option<u32>,
+}
+
+/// Buffers used again for each record.
+#[derive(Debug, Default)]
+struct Scratch {
+    pending: Vec<Pending>,
+    due: Vec<Timer>,
+    steps: Vec<crate::episode::Step>,
+    reads: Vec<Option<u32>>,
+    concerned: Vec<(usize, KeyRef)>,
+    newest_of_record: Vec<(u32, Micros)>,
+}
+
+/// A reading whose time is decided and whose turn has not come.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    series: u32,
+    t: Micros,
+    event: Micros,
+    replaced: Option<Replaced>,
+    said: bool,
+    value: Option<i64>,
+    questionable: bool,
+    quality: Quality,
+    reason: Reason,
+    index: u32,
+}
+
+/// Times and place of the record that is being applied.
+#[derive(Debug, Clone, Copy)]
+struct RecordContext {
+    feed: u32,
+    clock: u32,
+    offset: i64,
+    broker: Micros,
+    basis_us: Option<Micros>,
+}
+
+impl Partition {
+    /// An empty partition at the beginning of its log (or, with `resumed`, somewhere inside it).
+    pub fn new(settings: Settings, set: &RuleSet, catalogue: &'static Catalogue) -> Self {
+        Self::restore(settings, set, catalogue, State::default())
+    }
+
+    /// A partition as [`Partition::state`] left it. Key states follow their rules by id; a rule that was not there starts
+    /// without any.
+    pub fn restore(settings: Settings, set: &RuleSet, catalogue: &'static Catalogue, state: State) -> Self {
+        let plan = Arc::new(Plan::new(set, catalogue));
+        let mut partition = Self {
+            settings,
+            catalogue,
+            plan,
+            state,
+            series_by_key: HashMap::new(),
+            free_series: Vec::new(),
+            feed_by_name: HashMap::new(),
+            open: HashMap::new(),
+            outcomes: OutcomeCounts::default(),
+            message_faults: 0,
+            decided: Vec::new(),
+            scratch: Scratch::default(),
+            names_before: NamesBefore::default(),
+        };
+        partition.derive();
+        partition
+    }
+
+    /// The written form's content.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub fn outcomes(&self) -> &OutcomeCounts {
+        &self.outcomes
+    }
+
+    /// Messages that faulted and were replaced by the plain one.
+    pub fn message_faults(&self) -> u64 {
+        self.message_faults
+    }
+
+    /// Patients, series and open physiological episodes right now.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (self.state.patients.len(), self.series_by_key.len(), self.open.len())
+    }
+
+    /// Transitions decided since the last call, in order.
+    pub fn take_decided(&mut self) -> Vec<Decided> {
+        std::mem::take(&mut self.decided)
+    }
+
+    /// Applies one canonical batch. Transitions are fetched with [`Partition::take_decided`].
+    ///
+    /// Input: rows in log order of this partition, in the canonical reading schema; rows of one source record stand
+    /// together. `canonical_us` is the append time of the record the batch came in, never a clock's.
+    /// Timers due at or before a record's time fire before it. Rows already seen (same source position) are counted as
+    /// repeated and change nothing.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; nothing has changed then.
+    pub fn apply(&mut self, batch: &RecordBatch, canonical_us: Micros) -> Result<(), ApplyError> {
+        let columns = ReadingColumns::try_new(batch).map_err(ApplyError::SchemaMismatch)?;
+        let known = |row: Option<ReadingRow<'_>>| row.is_some_and(|row| self.catalogue.get(row.signal.0).is_some());
+        if let Some(row) = (0..columns.len()).find(|row| !known(columns.row(*row))) {
+            return Err(ApplyError::UnknownCode { row });
+        }
+        let mut start = 0;
+        while start < columns.len() {
+            let end = columns.record_end(start);
+            self.apply_record(&columns, start..end, canonical_us);
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Applies one control record at its place in the log.
+    pub fn apply_control(&mut self, record: &ControlRecord) {
+        if !record.id.is_empty() {
+            if self.state.controls.contains(&record.id) {
+                return;
+            }
+            self.state.controls.push(record.id.clone());
+        }
+        match &record.control {
+            Control::Tick { claims } => {
+                for claim in claims {
+                    let feed = self.feed(&claim.topic, claim.partition);
+                    let clock = self.state.feeds[feed as usize].clock;
+                    self.tick(clock, claim.time_us);
+                }
+            }
+            Control::Limit { patient, name, value } => {
+                let patient = self.patient(patient);
+                set_or_remove(&mut self.state.patients[patient as usize].limits, name, *value);
+            }
+            Control::Attribute { patient, name, value } => {
+                let patient = self.patient(patient);
+                set_or_remove(&mut self.state.patients[patient as usize].attributes, name, *value);
+            }
+            Control::Discharge { patient } => self.discharge(patient),
+            Control::Acknowledge { episode, .. } => self.act_on(episode, TransitionKind::Acknowledged),
+            Control::Reset { episode, .. } => self.act_on(episode, TransitionKind::Reset),
+            // Sets come with activation; until then a partition runs the set it was given.
+            Control::Activate { .. } => {}
+        }
+    }
+
+    /// Moves the one clock of records that carry their own time, as a tick of its only feed does.
+    pub fn tick_record_clock(&mut self, time_us: Micros) {
+        let feed = self.feed("", 0);
+        let clock = self.state.feeds[feed as usize].clock;
+        self.tick(clock, time_us);
+    }
+
+    fn tick(&mut self, clock: u32, time_us: Micros) {
+        self.move_clock(clock, time_us);
+        let state = &self.state.clocks[clock as usize];
+        let now = state.now.unwrap_or(time_us);
+        if state.feed_alert.open.is_some() && now >= state.calm_from {
+            self.end_feed_alert(clock, now);
+        }
+    }
+
+    /// One source record: its clock and the timers that makes due; then times in the record's order; then, in order of
+    /// `t`, samples and rules.
+    fn apply_record(&mut self, columns: &ReadingColumns<'_>, rows: std::ops::Range<usize>, canonical_us: Micros) {
+        let Some(first) = columns.row(rows.start) else {
+            return;
+        };
+        let feed = match self.names_before.feed {
+            Some(feed) if self.is_feed(feed, first.source_topic, first.source_partition) => feed,
+            _ => self.feed(first.source_topic, first.source_partition),
+        };
+        self.names_before.feed = Some(feed);
+        let known = &mut self.state.feeds[feed as usize];
+        if first.source_offset < known.next_offset {
+            self.outcomes.repeated += rows.len() as u64;
+            return;
+        }
+        known.next_offset = first.source_offset + 1;
+        let clock = known.clock;
+        let broker = match first.append_time_us {
+            None if !self.settings.record_clock => first.source_time_us.min(canonical_us),
+            _ => first.source_time_us,
+        };
+        let context =
+            RecordContext { feed, clock, offset: first.source_offset, broker, basis_us: first.append_time_us };
+        self.state.record += 1;
+        self.move_clock(clock, broker);
+        self.decide_times(columns, rows, &context);
+        self.take_in_order(&context);
+    }
+
+    /// Decides outcome and `t` of a record's readings in the record's order; accepted ones become pending.
+    fn decide_times(&mut self, columns: &ReadingColumns<'_>, rows: std::ops::Range<usize>, context: &RecordContext) {
+        let bounds = self.settings.bounds();
+        let record = self.state.record;
+        let clock_now = self.clock_now(context.clock);
+        let mut pending = std::mem::take(&mut self.scratch.pending);
+        let mut newest = std::mem::take(&mut self.scratch.newest_of_record);
+        pending.clear();
+        newest.clear();
+        for row in rows.filter_map(|row| columns.row(row)) {
+            if row.quality == Quality::Test {
+                self.outcomes.add(Outcome::Test);
+                continue;
+            }
+            let series = self.series(&row, context);
+            pending.push(Pending {
+                series,
+                t: 0,
+                event: row.event_time_us,
+                replaced: None,
+                said: false,
+                value: row.value.filter(|_| !matches!(row.quality, Quality::Missing | Quality::Technical)),
+                questionable: row.quality == Quality::Questionable,
+                quality: row.quality,
+                reason: row.reason,
+                index: row.source_index,
+            });
+        }
+        // Of each record only the newest event time of a series counts for the slow-clock rule.
+        newest.extend(pending.iter().map(|reading| (reading.series, reading.event)));
+        if newest.len() > 1 {
+            newest.sort_unstable();
+        }
+        for (i, (series, event)) in newest.iter().enumerate() {
+            if newest.get(i + 1).is_none_or(|(next, _)| next != series) {
+                let time = &mut self.state.series[*series as usize].time;
+                time.begin_record(*event, context.broker, record, &bounds);
+            }
+        }
+        pending.retain_mut(|reading| {
+            let time = &mut self.state.series[reading.series as usize].time;
+            match time.decide(reading.event, reading.value, context.broker, clock_now, record, &bounds) {
+                Decision::At { t, replaced, said } => {
+                    (reading.t, reading.replaced, reading.said) = (t, replaced, said);
+                    return true;
+                }
+                Decision::Duplicate { later_record } => {
+                    self.outcomes.add(Outcome::Duplicate);
+                    if later_record {
+                        self.sign_of_life(reading.series, clock_now, context);
+                    }
+                }
+                Decision::Conflict => self.outcomes.add(Outcome::Conflict),
+                Decision::Late => self.outcomes.add(Outcome::Late),
+            }
+            false
+        });
+        self.scratch.pending = pending;
+        self.scratch.newest_of_record = newest;
+    }
+
+    /// Takes pending readings in order of `t`, those of one `t` together, and evaluates what they concern.
+    fn take_in_order(&mut self, context: &RecordContext) {
+        let mut pending = std::mem::take(&mut self.scratch.pending);
+        if pending.len() > 1 {
+            pending.sort_by_key(|reading| reading.t);
+        }
+        let mut start = 0;
+        while let Some(first) = pending.get(start) {
+            let end = start + pending[start..].iter().take_while(|reading| reading.t == first.t).count();
+            let mut concerned = std::mem::take(&mut self.scratch.concerned);
+            concerned.clear();
+            for reading in &pending[start..end] {
+                if self.accept(reading, context) {
+                    self.add_concerned(reading.series, &mut concerned);
+                }
+            }
+            if end - start > 1 {
+                self.order_concerned(&mut concerned);
+            }
+            let plan = self.plan.clone();
+            for (rule, key) in &concerned {
+                self.evaluate(&plan, *rule, *key, context);
+            }
+            self.scratch.concerned = concerned;
+            start = end;
+        }
+        self.scratch.pending = pending;
+    }
+
+    /// Takes one reading into its series. False if its turn came too late.
+    fn accept(&mut self, reading: &Pending, context: &RecordContext) -> bool {
+        let clock_now = self.clock_now(context.clock);
+        let plan = self.plan.clone();
+        let series = &mut self.state.series[reading.series as usize];
+        if series.newest_t.is_some_and(|newest| newest - reading.t > self.settings.lateness_us) {
+            series.time.take_back(reading.event, self.state.record);
+            self.outcomes.add(Outcome::Late);
+            return false;
+        }
+        let signal = self.catalogue.signal(series.signal_index());
+        let signal_plan = plan.signal(series.signal_index());
+        if self.settings.resumed && series.newest_t.is_none() {
+            series.samples = Samples::new(Some(reading.t - 1));
+        }
+        let newest_before = series.newest_t;
+        let overrun = series.accept(
+            reading.t,
+            reading.value,
+            reading.questionable,
+            signal,
+            signal_plan,
+            self.settings.samples_max,
+        );
+        if newest_before.is_none_or(|before| reading.t >= before) {
+            series.newest_source = Some(Position { feed: context.feed, offset: context.offset, index: reading.index });
+            series.newest_event = reading.event;
+            series.newest_reason = match reading.replaced {
+                None => reading.reason,
+                Some(Replaced::Future) => Reason::ClockFuture,
+                Some(Replaced::Epoch) => Reason::ClockEpoch,
+                Some(Replaced::Slow) => Reason::ClockOffset,
+                Some(Replaced::Coarse) => Reason::TimeCoarse,
+            } as u8;
+        }
+        if reading.value.is_some() {
+            if series.first_sample.is_none() {
+                series.first_sample = Some(self.state.first_samples);
+                self.state.first_samples += 1;
+            }
+            series.expect_next(signal, clock_now);
+            series.remember_until(signal, clock_now);
+        }
+        let outcome = match (reading.value, reading.quality) {
+            (None, Quality::Technical) => Outcome::Technical,
+            (None, _) => Outcome::Missing,
+            (Some(_), Quality::Questionable) => Outcome::Questionable,
+            (Some(_), _) if reading.replaced.is_some() => Outcome::Retimed,
+            (Some(_), _) => Outcome::Evaluated,
+        };
+        self.outcomes.add(outcome);
+        self.device_clock(reading, context);
+        if reading.value.is_some() {
+            self.arm_silence(reading.series);
+            self.end_stale(reading.series, TransitionKind::Cleared, clock_now, context.basis_us);
+            self.spoke_for_others(reading.series, clock_now, context);
+            self.choose_primary(reading.series, reading.t);
+            self.follow_overrun(reading.series, overrun, clock_now, context);
+        }
+        true
+    }
+
+    /// Another series takes over as the primary one when the old has been silent for long.
+    fn choose_primary(&mut self, index: u32, t: Micros) {
+        let series = &self.state.series[index as usize];
+        let stale_us = self.catalogue.signal(series.signal_index()).stale_after_us;
+        let signal = series.signal;
+        let patient = &self.state.patients[series.patient as usize];
+        let Some(place) = patient.signals.iter().position(|known| known.signal == signal) else {
+            return;
+        };
+        let takes_over = match patient.signals[place].primary {
+            None => true,
+            Some(primary) if primary == index => false,
+            Some(primary) => {
+                let newest = self.state.series[primary as usize].samples.newest_sample(true);
+                stale_us > 0 && newest.is_some_and(|newest| t - newest > stale_us)
+            }
+        };
+        if takes_over {
+            let patient = series.patient as usize;
+            self.state.patients[patient].signals[place].primary = Some(index);
+        }
+    }
+
+    fn clock_now(&self, clock: u32) -> Micros {
+        self.state.clocks[clock as usize].now.unwrap_or(Micros::MIN)
+    }
+
+    fn is_feed(&self, feed: u32, topic: &str, partition: i32) -> bool {
+        let known = &self.state.feeds[feed as usize];
+        known.partition == partition && known.topic == topic
+    }
+
+    /// The feed of a source partition, made at first sight.
+    fn feed(&mut self, topic: &str, partition: i32) -> u32 {
+        let name = (topic.to_owned(), partition);
+        if let Some(feed) = self.feed_by_name.get(&name) {
+            return *feed;
+        }
+        let clock = if self.settings.record_clock && !self.state.clocks.is_empty() {
+            0
+        } else {
+            self.state.clocks.push(Clock::new(format!("{topic}/{partition}")));
+            self.state.clocks.len() as u32 - 1
+        };
+        let feed = self.state.feeds.len() as u32;
+        self.state.feeds.push(Feed { topic: topic.to_owned(), partition, next_offset: i64::MIN, clock });
+        self.feed_by_name.insert(name, feed);
+        feed
+    }
+
+    fn patient(&mut self, name: &str) -> u32 {
+        let number = self.state.patient_names.number(name);
+        if number as usize == self.state.patients.len() {
+            let mut patient = Patient::default();
+            patient.rules.resize_with(self.plan.of_patient.len(), KeyState::default);
+            self.state.patients.push(patient);
+        }
+        number
+    }
+
+    /// The series of a row, made at first sight. Its clock is that of its newest reading's source.
+    fn series(&mut self, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
+        let before = self.names_before;
+        let patient = match before.patient {
+            Some(patient) if self.state.patient_names.name(patient) == row.patient => patient,
+            _ => self.patient(row.patient),
+        };
+        let device = match before.device {
+            Some(device) if self.state.device_names.name(device) == row.device => device,
+            _ => self.state.device_names.number(row.device),
+        };
+        let method = match before.method {
+            Some(method) if self.state.method_names.name(method) == row.method => method,
+            _ => self.state.method_names.number(row.method),
+        };
+        self.names_before.patient = Some(patient);
+        self.names_before.device = Some(device);
+        self.names_before.method = Some(method);
+        let key = (patient, device, row.signal.0, method);
+        if let Some(index) = self.series_by_key.get(&key).copied() {
+            if self.state.series[index as usize].clock != context.clock {
+                self.change_clock(index, context.clock);
+            }
+            return index;
+        }
+        self.new_series(key, row, context.clock)
+    }
+
+    fn new_series(&mut self, key: SeriesKey, row: &ReadingRow<'_>, clock: u32) -> u32 {
+        let (patient, device, _, method) = key;
+        let signal = self.catalogue.signal(row.signal);
+        let mut series = Series {
+            patient,
+            device,
+            signal: row.signal.0,
+            method,
+            key: format!("{}/{}/{}", row.device, signal.id, row.method),
+            clock,
+            time: SeriesTime::default(),
+            samples: Samples::default(),
+            running: Vec::new(),
+            intervals: Default::default(),
+            newest_t: None,
+            first_sample: None,
+            silence: Default::default(),
+            overrun: Technical::default(),
+            rules: Vec::new(),
+            newest_source: None,
+            newest_event: 0,
+            newest_reason: 0,
+            alive: true,
+        };
+        series.fit(self.plan.signal(row.signal));
+        // Silence and forgetting count from the first reading, of any outcome.
+        let now = self.clock_now(clock);
+        series.expect_next(signal, now);
+        series.remember_until(signal, now);
+        let index = match self.free_series.pop() {
+            Some(index) => {
+                self.state.series[index as usize] = series;
+                index
+            }
+            None => {
+                self.state.series.push(series);
+                self.state.series.len() as u32 - 1
+            }
+        };
+        self.series_by_key.insert(key, index);
+        let of_patient = &mut self.state.patients[patient as usize];
+        match of_patient.signals.iter_mut().find(|known| known.signal == row.signal.0) {
+            Some(known) => known.series.push(index),
+            None => of_patient.signals.push(SignalOfPatient { signal: row.signal.0, series: vec![index], primary: None }),
+        }
+        if !of_patient.devices.iter().any(|known| known.device == device) {
+            of_patient.devices.push(DeviceClock { device, ..DeviceClock::default() });
+        }
+        self.arm_silence(index);
+        index
+    }
+
+    /// Rebuilds what is not written: indexes, running windows, timers, open episodes.
+    fn derive(&mut self) {
+        for names in [&mut self.state.patient_names, &mut self.state.device_names, &mut self.state.method_names] {
+            names.index();
+        }
+        self.feed_by_name =
+            self.state.feeds.iter().zip(0..).map(|(feed, i)| ((feed.topic.clone(), feed.partition), i)).collect();
+        for clock in &mut self.state.clocks {
+            clock.disarm();
+        }
+        let plan = self.plan.clone();
+        let ids: Vec<String> = plan.set.rules.iter().map(|rule| rule.id.clone()).collect();
+        if !self.state.rule_ids.is_empty() && self.state.rule_ids != ids {
+            // Key states follow their rules: handled with activation; a restart runs the set it stopped with.
+            for series in &mut self.state.series {
+                series.rules.clear();
+            }
+            for patient in &mut self.state.patients {
+                patient.rules.clear();
+            }
+        }
+        self.state.rule_ids = ids;
+        for patient in &mut self.state.patients {
+            patient.rules.resize_with(plan.of_patient.len(), KeyState::default);
+        }
+        for index in 0..self.state.series.len() {
+            let series = &mut self.state.series[index];
+            let number = index as u32;
+            if !series.alive {
+                self.free_series.push(number);
+                continue;
+            }
+            series.fit(plan.signal(series.signal_index()));
+            self.series_by_key.insert((series.patient, series.device, series.signal, series.method), number);
+            self.arm_silence(number);
+        }
+        self.rearm_holds(&plan);
+    }
+
+    /// A rule's key state.
+    fn key_state(&self, plan: &Plan, rule: usize, key: KeyRef) -> &KeyState {
+        let slot = plan.rules[rule].slot;
+        match key {
+            KeyRef::Series(series) => &self.state.series[series as usize].rules[slot],
+            KeyRef::Patient(patient) => &self.state.patients[patient as usize].rules[slot],
+        }
+    }
+
+    fn key_state_mut(&mut self, plan: &Plan, rule: usize, key: KeyRef) -> &mut KeyState {
+        let slot = plan.rules[rule].slot;
+        match key {
+            KeyRef::Series(series) => &mut self.state.series[series as usize].rules[slot],
+            KeyRef::Patient(patient) => &mut self.state.patients[patient as usize].rules[slot],
+        }
+    }
+
+    fn patient_of(&self, key: KeyRef) -> u32 {
+        match key {
+            KeyRef::Series(series) => self.state.series[series as usize].patient,
+            KeyRef::Patient(patient) => patient,
+        }
+    }
+
+    fn key_text(&self, key: KeyRef) -> &str {
+        match key {
+            KeyRef::Series(series) => &self.state.series[series as usize].key,
+            KeyRef::Patient(_) => "-",
+        }
+    }
+
+    /// A person acknowledges or resets an episode; an unknown id changes nothing.
+    fn act_on(&mut self, episode: &str, kind: TransitionKind) {
+        let Ok(EpisodeId(id)) = episode.parse::<EpisodeId>() else {
+            return;
+        };
+        let Some((rule, key)) = self.open.get(&id).copied() else {
+            return;
+        };
+        let plan = self.plan.clone();
+        let clock = self.key_clock(&plan, rule, key);
+        let state = self.key_state_mut(&plan, rule, key);
+        let at = state.evaluated_at.unwrap_or(clock);
+        let step = match kind {
+            TransitionKind::Reset => state.reset(at, clock),
+            _ => state.acknowledge(at),
+        };
+        if let Some(step) = step {
+            self.say(&plan, rule, key, &step, None);
+        }
+    }
+
+    fn move_clock(&mut self, clock: u32, to: Micros) {
+        let movement = self.state.clocks[clock as usize].movement(to, self.settings.record_clock);
+        match movement {
+            Movement::None => {}
+            Movement::On => {
+                self.state.clocks[clock as usize].now = Some(to);
+                self.fire_timers(clock, to);
+            }
+            Movement::Jump(distance) => {
+                self.move_deadlines(clock, distance);
+                self.state.clocks[clock as usize].now = Some(to);
+                self.fire_timers(clock, to);
+                self.raise_feed_alert(clock, to, distance);
+            }
+            Movement::Back(distance) => {
+                self.set_clock_back(clock, to, distance);
+                self.fire_timers(clock, to);
+                self.raise_feed_alert(clock, to, distance);
+            }
+        }
+    }
+
+    /// Fires what is due at or before `until`, in the order of (due, patient, key, rule id).
+    fn fire_timers(&mut self, clock: u32, until: Micros) {
+        let mut entries = std::mem::take(&mut self.scratch.due);
+        while let Some(due) = self.state.clocks[clock as usize].pop_due(until, &mut entries) {
+            let plan = self.plan.clone();
+            if entries.len() > 1 {
+                entries.sort_by(|a, b| self.timer_order(&plan, *a).cmp(&self.timer_order(&plan, *b)));
+                entries.dedup();
+            }
+            for timer in &entries {
+                match *timer {
+                    Timer::Forget { series } => self.forget_if_due(series, due),
+                    Timer::Stale { series } => self.stale_if_due(series, due),
+                    Timer::HoldOfSeries { series, rule } => {
+                        self.hold_if_due(&plan, rule as usize, KeyRef::Series(series), due);
+                    }
+                    Timer::HoldOfPatient { patient, rule } => {
+                        self.hold_if_due(&plan, rule as usize, KeyRef::Patient(patient), due);
+                    }
+                }
+            }
+        }
+        self.scratch.due = entries;
+    }
+
+    fn timer_order<'a>(&'a self, plan: &'a Plan, timer: Timer) -> (&'a str, &'a str, &'a str) {
+        let of_series = |series: u32| {
+            let series = &self.state.series[series as usize];
+            (self.state.patient_names.name(series.patient), series.key.as_str())
+        };
+        match timer {
+            Timer::Forget { series } => (of_series(series).0, of_series(series).1, ""),
+            Timer::Stale { series } => (of_series(series).0, of_series(series).1, content::STALE),
+            Timer::HoldOfSeries { series, rule } => {
+                (of_series(series).0, of_series(series).1, plan.rules[rule as usize].rule.id.as_str())
+            }
+            Timer::HoldOfPatient { patient, rule } => {
+                (self.state.patient_names.name(patient), "-", plan.rules[rule as usize].rule.id.as_str())
+            }
+        }
+    }
+}
+
+fn set_or_remove(map: &mut BTreeMap<String, f64>, name: &str, value: Option<f64>) {
+    match value {
+        Some(value) => map.insert(name.to_owned(), value),
+        None => map.remove(name),
+    };
+}

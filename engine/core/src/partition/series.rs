@@ -1,0 +1,216 @@
+//! One series: its samples and windows, the rhythm it keeps, and whether it has fallen silent.
+
+use serde::{Deserialize, Serialize};
+use wardbell_schemas::catalogue::{Signal, SignalIndex};
+use wardbell_schemas::reading::Reason;
+use wardbell_schemas::{Micros, SECOND};
+
+use super::plan::SignalPlan;
+use super::time::SeriesTime;
+use crate::episode::KeyState;
+use crate::window::{Reading, Running, Samples};
+
+/// A series is forgotten this long after its last sample.
+const FORGOTTEN_AFTER: Micros = 7 * 86_400 * SECOND;
+
+/// The intervals between a series' samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intervals {
+    /// The last three that count, oldest first.
+    last: [Micros; 3],
+    /// How many of them there are.
+    known: u8,
+    /// Closed by the newest sample; counts from the next accepted reading on.
+    closing: Option<Micros>,
+}
+
+impl Intervals {
+    fn count_closing(&mut self) {
+        if let Some(interval) = self.closing.take() {
+            self.last = [self.last[1], self.last[2], interval];
+            self.known = (self.known + 1).min(3);
+        }
+    }
+
+    /// The expected interval `e`; `None`: not known yet (infinite).
+    pub fn expected(&self, typical_us: Micros) -> Option<Micros> {
+        (self.known == 3).then(|| median(self.last).max(typical_us))
+    }
+
+    /// What silence is measured by: the closing interval counts at once.
+    fn longest_expected(&self, typical_us: Micros) -> Micros {
+        let mut all = *self;
+        all.count_closing();
+        let kept = &all.last[3 - usize::from(all.known)..];
+        let rhythm = if all.known == 3 { median(all.last) } else { kept.iter().copied().max().unwrap_or(0) };
+        rhythm.max(typical_us)
+    }
+}
+
+fn median([a, b, c]: [Micros; 3]) -> Micros {
+    a.max(b).min(a.min(b).max(c))
+}
+
+/// A technical alert of one key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Technical {
+    pub open: Option<TechnicalOpen>,
+    /// Start and end of the episode before.
+    pub ended: Option<(Micros, Micros)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TechnicalOpen {
+    pub start: Micros,
+    pub raised_at: Micros,
+    pub next_number: u32,
+}
+
+/// Where a reading stood in its source, with dense feed number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub feed: u32,
+    pub offset: i64,
+    pub index: u32,
+}
+
+/// Silence and forgetting, on the series' clock.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Silence {
+    /// Last instant at which a sample is in time; `None`: no expectation.
+    pub deadline: Option<Micros>,
+    pub is_stale: bool,
+    /// Another series of the same patient, signal and method had a sample since this one went stale.
+    pub other_spoke: bool,
+    pub alert: Technical,
+    pub forget_at: Micros,
+    /// Due value of the entry in the timer queue.
+    #[serde(skip)]
+    pub deadline_armed: Option<Micros>,
+    #[serde(skip)]
+    pub forget_armed: Option<Micros>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Series {
+    pub patient: u32,
+    pub device: u32,
+    pub signal: u16,
+    pub method: u32,
+    /// `device/signal/method`
+    pub key: String,
+    /// Clock of the source partition of its newest reading.
+    pub clock: u32,
+    pub time: SeriesTime,
+    pub samples: Samples,
+    #[serde(skip)]
+    pub running: Vec<Running>,
+    pub intervals: Intervals,
+    /// Newest `t` of an accepted reading.
+    pub newest_t: Option<Micros>,
+    /// Order in which series had their first sample; `None`: none yet.
+    pub first_sample: Option<u64>,
+    pub silence: Silence,
+    pub overrun: Technical,
+    /// By the slots of the signal's rules.
+    pub rules: Vec<KeyState>,
+    /// The newest accepted reading.
+    pub newest_source: Option<Position>,
+    pub newest_event: Micros,
+    pub newest_reason: u8,
+    /// False once forgotten; the place is used again.
+    pub alive: bool,
+}
+
+impl Series {
+    pub fn signal_index(&self) -> SignalIndex {
+        SignalIndex(self.signal)
+    }
+
+    /// Makes room for the windows and rules of a plan.
+    pub fn fit(&mut self, plan: &SignalPlan) {
+        self.running = plan.windows.iter().map(|_| Running::default()).collect();
+        self.rules.resize_with(plan.of_series.len(), KeyState::default);
+    }
+
+    /// The deadline and the time of forgetting, counted from `clock`.
+    pub fn expect_next(&mut self, signal: &Signal, clock: Micros) {
+        let stale_us = signal.stale_after_us;
+        if stale_us > 0 {
+            let rhythm = 3 * self.intervals.longest_expected(signal.typical_interval_us);
+            self.silence.deadline = Some(clock + stale_us.max((10 * stale_us).min(rhythm)));
+        }
+    }
+
+    /// Counts forgetting from `clock`. Without expectation of staleness a series is forgotten at discharge only.
+    pub fn remember_until(&mut self, signal: &Signal, clock: Micros) {
+        self.silence.forget_at = if signal.stale_after_us == 0 {
+            Micros::MAX
+        } else {
+            clock.saturating_add(FORGOTTEN_AFTER.max(signal.stale_after_us))
+        };
+    }
+
+    /// Takes an accepted reading into samples, windows and intervals. Gives whether a sample that the longest window
+    /// still needs had to go.
+    pub fn accept(
+        &mut self,
+        t: Micros,
+        value: Option<i64>,
+        questionable: bool,
+        signal: &Signal,
+        plan: &SignalPlan,
+        samples_max: usize,
+    ) -> bool {
+        self.intervals.count_closing();
+        let expected = self.intervals.expected(signal.typical_interval_us).unwrap_or(signal.typical_interval_us);
+        let cover_us = match signal.stale_after_us {
+            0 => 2 * expected,
+            stale => (2 * expected).min(stale),
+        };
+        if value.is_some()
+            && let Some(before) = self.samples.newest_sample(true)
+            && t > before
+        {
+            self.intervals.closing = Some(t - before);
+        }
+        let accepted = self.samples.accept(&Reading { t, value, questionable, cover_us });
+        if accepted == crate::window::Accepted::Inside {
+            self.running.iter_mut().for_each(Running::reset);
+        }
+        self.newest_t = self.newest_t.max(Some(t));
+        self.evict(plan, samples_max)
+    }
+
+    /// Lets go what no window needs, and what is above the cap. The two newest samples always stay.
+    fn evict(&mut self, plan: &SignalPlan, samples_max: usize) -> bool {
+        let edge = self.newest_t.unwrap_or(Micros::MIN).saturating_sub(plan.longest_us);
+        let mut overrun = false;
+        while self.samples.len() > 2
+            && let Some(oldest) = self.samples.oldest().copied()
+        {
+            let needed = oldest.t > edge;
+            if needed && self.samples.len() <= samples_max {
+                break;
+            }
+            overrun |= needed;
+            let index = self.samples.base();
+            for (running, window) in self.running.iter_mut().zip(&plan.windows) {
+                running.before_evict(index, &oldest, window);
+            }
+            self.samples.evict();
+        }
+        self.samples.prune_blanks(edge);
+        overrun
+    }
+
+    /// The longest window can be answered at the series' newest `t`.
+    pub fn longest_window_is_known(&self, plan: &SignalPlan) -> bool {
+        self.newest_t.is_some_and(|t| t - plan.longest_us >= self.samples.held_from())
+    }
+
+    pub fn reason(&self) -> Option<Reason> {
+        Reason::from_code(self.newest_reason).filter(|reason| *reason != Reason::None)
+    }
+}

@@ -1,0 +1,367 @@
+//! Technical alerts: silence, wrong device clocks, overrun buffers, feeds nobody watched; and what is forgotten.
+//!
+//! No data is not normal: silence is said by its own alert and never clears another. Meaning: semantics sections 2.8 and 7.
+
+use wardbell_schemas::alert::{Priority, TransitionKind};
+use wardbell_schemas::{Micros, SECOND};
+
+use super::clocks::{JUMP, Timer};
+use super::content::{self, TechnicalStep};
+use super::series::{Technical, TechnicalOpen};
+use super::{KeyRef, Partition, Pending, RecordContext, Replaced};
+
+/// A wrong device clock is said again after this at the earliest.
+const CLOCK_AGAIN_AFTER: Micros = 3_600 * SECOND;
+
+impl Technical {
+    fn raise(&mut self, at: Micros) -> Option<TechnicalStep> {
+        if self.open.is_some() {
+            return None;
+        }
+        let start = self.ended.map_or(at, |(start, end)| at.max(start + 1).max(end + 1));
+        self.open = Some(TechnicalOpen { start, raised_at: at, next_number: 1 });
+        Some(TechnicalStep { kind: TransitionKind::Raised, at, start, raised_at: at, number: 0 })
+    }
+
+    fn end(&mut self, kind: TransitionKind, at: Micros) -> Option<TechnicalStep> {
+        let open = self.open.take()?;
+        let at = at.max(open.raised_at);
+        self.ended = Some((open.start, at));
+        Some(TechnicalStep { kind, at, start: open.start, raised_at: open.raised_at, number: open.next_number })
+    }
+}
+
+impl Partition {
+    /// Keeps at most one entry for the deadline and one for forgetting in the timer queue, never too late.
+    pub(super) fn arm_silence(&mut self, index: u32) {
+        let series = &mut self.state.series[index as usize];
+        let clock = &mut self.state.clocks[series.clock as usize];
+        let silence = &mut series.silence;
+        if let Some(deadline) = silence.deadline.filter(|_| !silence.is_stale)
+            && silence.deadline_armed.is_none_or(|armed| armed > deadline + 1)
+        {
+            silence.deadline_armed = Some(deadline + 1);
+            clock.arm(deadline + 1, Timer::Stale { series: index });
+        }
+        if silence.forget_at != Micros::MAX && silence.forget_armed.is_none_or(|armed| armed > silence.forget_at) {
+            silence.forget_armed = Some(silence.forget_at);
+            clock.arm(silence.forget_at, Timer::Forget { series: index });
+        }
+    }
+
+    /// The series' readings come from another source partition now: its timers move there.
+    pub(super) fn change_clock(&mut self, index: u32, clock: u32) {
+        let series = &mut self.state.series[index as usize];
+        series.clock = clock;
+        series.silence.deadline_armed = None;
+        series.silence.forget_armed = None;
+        let patient = series.patient;
+        self.arm_silence(index);
+        let plan = self.plan.clone();
+        self.rearm_holds_of_series(&plan, index);
+        self.rearm_holds_of_patient(&plan, patient);
+    }
+
+    pub(super) fn stale_if_due(&mut self, index: u32, due: Micros) {
+        let series = &mut self.state.series[index as usize];
+        if !series.alive || series.silence.deadline_armed != Some(due) {
+            return;
+        }
+        series.silence.deadline_armed = None;
+        let Some(deadline) = series.silence.deadline.filter(|_| !series.silence.is_stale) else {
+            return;
+        };
+        if deadline + 1 > due {
+            self.arm_silence(index);
+            return;
+        }
+        series.silence.is_stale = true;
+        series.silence.other_spoke = false;
+        let step = series.silence.alert.raise(deadline);
+        let patient = series.patient;
+        self.state.patients[patient as usize].n_stale += 1;
+        self.say_of_series(content::STALE, index, step, None);
+    }
+
+    /// A sample ends the silence.
+    pub(super) fn end_stale(&mut self, index: u32, kind: TransitionKind, at: Micros, basis_us: Option<Micros>) {
+        let series = &mut self.state.series[index as usize];
+        if !series.silence.is_stale {
+            return;
+        }
+        series.silence.is_stale = false;
+        let step = series.silence.alert.end(kind, at);
+        let patient = series.patient;
+        self.state.patients[patient as usize].n_stale -= 1;
+        self.arm_silence(index);
+        self.say_of_series(content::STALE, index, step, basis_us);
+    }
+
+    /// A duplicate with a value in a later record moves the deadline and ends a stale alert, like a sample.
+    pub(super) fn sign_of_life(&mut self, index: u32, clock_now: Micros, context: &RecordContext) {
+        let series = &mut self.state.series[index as usize];
+        let signal = self.catalogue.signal(series.signal_index());
+        series.expect_next(signal, clock_now);
+        self.arm_silence(index);
+        self.end_stale(index, TransitionKind::Cleared, clock_now, context.basis_us);
+    }
+
+    /// A sample of one device ends the stale alerts of silent ones that measured the same.
+    pub(super) fn spoke_for_others(&mut self, index: u32, clock_now: Micros, context: &RecordContext) {
+        let own = &self.state.series[index as usize];
+        let patient = &self.state.patients[own.patient as usize];
+        if patient.n_stale == 0 {
+            return;
+        }
+        let group = patient.signal(own.signal_index()).map_or(&[][..], |known| &known.series);
+        let silent = |other: &u32| {
+            let series = &self.state.series[*other as usize];
+            *other != index && series.method == own.method && series.silence.is_stale
+        };
+        let mut others: Vec<u32> = group.iter().copied().filter(silent).collect();
+        others.sort_by(|a, b| self.state.series[*a as usize].key.cmp(&self.state.series[*b as usize].key));
+        for other in others {
+            let silence = &mut self.state.series[other as usize].silence;
+            silence.other_spoke = true;
+            let step = silence.alert.end(TransitionKind::Superseded, clock_now);
+            self.say_of_series(content::STALE, other, step, context.basis_us);
+        }
+    }
+
+    /// `technical/clock`: raised at the first reading whose time is replaced, cleared by the first at its event time.
+    pub(super) fn device_clock(&mut self, reading: &Pending, context: &RecordContext) {
+        let series = &self.state.series[reading.series as usize];
+        let (patient, device) = (series.patient, series.device);
+        let now = self.clock_now(context.clock);
+        let Some(known) =
+            self.state.patients[patient as usize].devices.iter_mut().find(|known| known.device == device)
+        else {
+            return;
+        };
+        let step = if reading.replaced.is_none() {
+            known.alert.end(TransitionKind::Cleared, now)
+        } else if reading.said && known.newest_raise.is_none_or(|before| now - before >= CLOCK_AGAIN_AFTER) {
+            let step = known.alert.raise(now);
+            if step.is_some() {
+                known.newest_raise = Some(now);
+                known.newest_raise_clock = context.clock;
+            }
+            step
+        } else {
+            None
+        };
+        let Some(step) = step else {
+            return;
+        };
+        let key = format!("{}/-/-", self.state.device_names.name(device));
+        let what = match reading.replaced {
+            Some(Replaced::Future) => "is ahead of the broker's",
+            Some(Replaced::Epoch) => "stands at its reset date",
+            Some(Replaced::Slow | Replaced::Coarse) => "is behind the broker's",
+            None => "is right again",
+        };
+        let message = match reading.replaced {
+            Some(_) => format!("clock of device {} {what}: its readings count at broker time", self.state.device_names.name(device)),
+            None => format!("clock of device {} {what}", self.state.device_names.name(device)),
+        };
+        self.say_technical(content::CLOCK, patient, &key, Priority::Low, &step, message, None, context.basis_us);
+    }
+
+    /// `technical/overrun`: the device is faster than the buffer is long.
+    pub(super) fn follow_overrun(&mut self, index: u32, overrun: bool, now: Micros, context: &RecordContext) {
+        let plan = self.plan.clone();
+        let series = &mut self.state.series[index as usize];
+        let step = if overrun {
+            series.overrun.raise(now)
+        } else if series.overrun.open.is_some() && series.longest_window_is_known(plan.signal(series.signal_index())) {
+            series.overrun.end(TransitionKind::Cleared, now)
+        } else {
+            None
+        };
+        self.say_of_series(content::OVERRUN, index, step, context.basis_us);
+    }
+
+    /// Pending stale deadlines move with a clock that nobody watched: the silence was the feed's, not the devices'.
+    pub(super) fn move_deadlines(&mut self, clock: u32, distance: Micros) {
+        let now = self.clock_now(clock);
+        for series in self.state.series.iter_mut().filter(|series| series.alive && series.clock == clock) {
+            if !series.silence.is_stale
+                && let Some(deadline) = &mut series.silence.deadline
+                && *deadline >= now
+            {
+                *deadline += distance;
+            }
+        }
+    }
+
+    /// Every stored value of a clock that was set back moves by the difference.
+    pub(super) fn set_clock_back(&mut self, clock: u32, to: Micros, distance: Micros) {
+        let plan = self.plan.clone();
+        self.state.clocks[clock as usize].now = Some(to);
+        self.state.clocks[clock as usize].disarm();
+        self.state.clocks[clock as usize].calm_from += distance;
+        for index in 0..self.state.series.len() as u32 {
+            let series = &mut self.state.series[index as usize];
+            if !series.alive || series.clock != clock {
+                continue;
+            }
+            series.time.move_clock(distance);
+            if let Some(deadline) = &mut series.silence.deadline {
+                *deadline += distance;
+            }
+            if series.silence.forget_at != Micros::MAX {
+                series.silence.forget_at += distance;
+            }
+            series.silence.deadline_armed = None;
+            series.silence.forget_armed = None;
+            series.rules.iter_mut().for_each(|state| state.move_clock(distance));
+            self.arm_silence(index);
+        }
+        for patient in 0..self.state.patients.len() as u32 {
+            for device in &mut self.state.patients[patient as usize].devices {
+                if device.newest_raise_clock == clock
+                    && let Some(raise) = &mut device.newest_raise
+                {
+                    *raise += distance;
+                }
+            }
+            for rule in &plan.of_patient {
+                if self.clock_of(&plan, *rule, patient) == clock {
+                    self.key_state_mut(&plan, *rule, KeyRef::Patient(patient)).move_clock(distance);
+                }
+            }
+        }
+        self.rearm_holds(&plan);
+    }
+
+    fn clock_of(&self, plan: &super::Plan, rule: usize, patient: u32) -> u32 {
+        let known = &self.state.patients[patient as usize];
+        let signals = plan.rules[rule].rule.signals.iter().filter_map(|signal| known.signal(*signal));
+        let clocks = signals.filter_map(|known| known.primary).map(|series| self.state.series[series as usize].clock);
+        clocks.min_by_key(|clock| (self.clock_now(*clock), *clock)).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn raise_feed_alert(&mut self, clock: u32, at: Micros, distance: Micros) {
+        let state = &mut self.state.clocks[clock as usize];
+        state.calm_from = at + JUMP;
+        let step = state.feed_alert.raise(at);
+        let way = if distance > 0 { "was not watched for" } else { "was set back by" };
+        let message = format!(
+            "source {} {way} {}",
+            state.name,
+            wardbell_schemas::duration::print(distance.abs() / SECOND * SECOND)
+        );
+        self.say_of_feed(clock, step, message);
+    }
+
+    pub(super) fn end_feed_alert(&mut self, clock: u32, at: Micros) {
+        let state = &mut self.state.clocks[clock as usize];
+        let step = state.feed_alert.end(TransitionKind::Cleared, at);
+        let message = format!("source {} is watched again", state.name);
+        self.say_of_feed(clock, step, message);
+    }
+
+    pub(super) fn forget_if_due(&mut self, index: u32, due: Micros) {
+        let series = &mut self.state.series[index as usize];
+        if !series.alive || series.silence.forget_armed != Some(due) {
+            return;
+        }
+        series.silence.forget_armed = None;
+        if series.silence.forget_at > due {
+            self.arm_silence(index);
+            return;
+        }
+        self.forget(&[index], due);
+    }
+
+    /// The patient left: everything of it is forgotten at once.
+    pub(super) fn discharge(&mut self, name: &str) {
+        let patient = self.patient(name) as usize;
+        let series: Vec<u32> = self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone()).collect();
+        let now = series.iter().map(|series| self.clock_now(self.state.series[*series as usize].clock)).max();
+        if let Some(now) = now {
+            self.forget(&series, now);
+        }
+        let known = &mut self.state.patients[patient];
+        known.limits.clear();
+        known.attributes.clear();
+    }
+
+    /// Forgets series; what they left open ends as `expired`, in the order of rule ids and keys.
+    fn forget(&mut self, forgotten: &[u32], at: Micros) {
+        let plan = self.plan.clone();
+        let Some(first) = forgotten.first() else {
+            return;
+        };
+        let patient = self.state.series[*first as usize].patient;
+        enum Ending {
+            Rule(usize, KeyRef),
+            Stale(u32),
+            Overrun(u32),
+        }
+        let mut endings: Vec<(String, String, Ending)> = Vec::new();
+        for index in forgotten {
+            let series = &self.state.series[*index as usize];
+            for rule in &plan.signal(series.signal_index()).of_series {
+                let id = plan.rules[*rule].rule.id.clone();
+                endings.push((id, series.key.clone(), Ending::Rule(*rule, KeyRef::Series(*index))));
+            }
+            endings.push((content::STALE.to_owned(), series.key.clone(), Ending::Stale(*index)));
+            endings.push((content::OVERRUN.to_owned(), series.key.clone(), Ending::Overrun(*index)));
+        }
+        // A patient key ends when all series of its rule's signals are gone.
+        for rule in &plan.of_patient {
+            let known = &self.state.patients[patient as usize];
+            let mut series = plan.rules[*rule].rule.signals.iter().filter_map(|signal| known.signal(*signal));
+            if series.all(|known| known.series.iter().all(|index| forgotten.contains(index))) {
+                let id = plan.rules[*rule].rule.id.clone();
+                endings.push((id, "-".to_owned(), Ending::Rule(*rule, KeyRef::Patient(patient))));
+            }
+        }
+        endings.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        for (.., ending) in endings {
+            match ending {
+                Ending::Rule(rule, key) => {
+                    let state = self.key_state_mut(&plan, rule, key);
+                    let step = state.end(TransitionKind::Expired, at, at);
+                    if let Some(step) = step {
+                        self.say(&plan, rule, key, &step, None);
+                    }
+                    *self.key_state_mut(&plan, rule, key) = Default::default();
+                }
+                Ending::Stale(index) => {
+                    let series = &mut self.state.series[index as usize];
+                    if std::mem::take(&mut series.silence.is_stale) {
+                        self.state.patients[patient as usize].n_stale -= 1;
+                    }
+                    let step = series.silence.alert.end(TransitionKind::Expired, at);
+                    self.say_of_series(content::STALE, index, step, None);
+                }
+                Ending::Overrun(index) => {
+                    let step = self.state.series[index as usize].overrun.end(TransitionKind::Expired, at);
+                    self.say_of_series(content::OVERRUN, index, step, None);
+                }
+            }
+        }
+        for index in forgotten {
+            let series = &mut self.state.series[*index as usize];
+            series.alive = false;
+            let key = (series.patient, series.device, series.signal, series.method);
+            let signal = series.signal;
+            self.series_by_key.remove(&key);
+            self.free_series.push(*index);
+            let known = &mut self.state.patients[patient as usize];
+            let Some(place) = known.signals.iter().position(|known| known.signal == signal) else {
+                continue;
+            };
+            let of_signal = &mut known.signals[place];
+            of_signal.series.retain(|series| series != index);
+            if of_signal.primary == Some(*index) {
+                // The one that had its first sample earliest takes over.
+                let first = |series: &u32| self.state.series[*series as usize].first_sample;
+                let rest = of_signal.series.iter().filter(|series| first(series).is_some());
+                of_signal.primary = rest.min_by_key(|series| first(series)).copied();
+            }
+        }
+    }
+}
