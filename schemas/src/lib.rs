@@ -14,6 +14,7 @@ pub mod catalogue;
 
 pub mod alert;
 pub mod control;
+pub mod decoded;
 pub mod duration;
 pub mod outcome;
 pub mod reading;

@@ -1,5 +1,7 @@
-//! A naive oracle of the engine's meaning (`semantics.md`, sections 2 to 8, without control records): nothing is
-//! incremental, every window is filtered out of the full list of accepted readings. Slow on purpose.
+//! The naive, independent evaluation, written from the semantics alone (sections 2 to 8, without control records).
+//!
+//! It shares no code with the engine. Nothing is incremental: every window is filtered out of the full list of accepted
+//! readings, every timer is searched for among all. Slow on purpose.
 
 use rhai::{ASTNode, Dynamic, Engine, Expr, OptimizationLevel, Stmt};
 use std::cell::RefCell;

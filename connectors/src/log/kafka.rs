@@ -1,0 +1,911 @@
+//! The log on Apache Kafka.
+//!
+//! Any librdkafka option passes through. What the promises of the traits need is set here and cannot be overridden:
+//! idempotent and gapless producers without a message time-out, one transactional id per owner, explicit start offsets,
+//! a rebalance callback that only queues the event. Measured traps are at their places.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::bindings::rd_kafka_resp_err_t as ResponseError;
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, Timestamp};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::{
+    Appended, Appender, GroupHandle, GroupHandleInner, Isolation, Log, LogError, Member, MemberEvent, Membership,
+    Outgoing, PartitionReader, Progress, Record, Remedy, StampedBy, TopicPartition, TopicSpec, Transactional,
+};
+
+/// Calls that wait for the broker give up after this and say so.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for one slot in a producer's queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
+const TRANSACTION_TIMEOUT_MS: &str = "10000";
+
+/// The consumer behind members and readers.
+pub(crate) type Consumer = BaseConsumer<Context>;
+
+/// A Kafka cluster, as one client of it.
+#[derive(Debug, Clone)]
+pub struct KafkaLog {
+    options: BTreeMap<String, String>,
+}
+
+impl KafkaLog {
+    /// `options` are librdkafka's; `bootstrap.servers` must be among them.
+    ///
+    /// # Errors
+    /// [`Remedy::Refuse`] naming an option that librdkafka does not know or that must not be set.
+    pub fn new(options: BTreeMap<String, String>) -> Result<Self, LogError> {
+        const OURS: [&str; 8] = [
+            "group.id",
+            "transactional.id",
+            "enable.idempotence",
+            "enable.gapless.guarantee",
+            "message.timeout.ms",
+            "isolation.level",
+            "enable.auto.commit",
+            "partition.assignment.strategy",
+        ];
+        let refuse = |what: String| LogError::new(Remedy::Refuse, "the options of `kafka`", what);
+        if let Some(ours) = OURS.iter().find(|name| options.contains_key(**name)) {
+            return Err(refuse(format!("`{ours}` is set by the engine; remove it")));
+        }
+        if options.get("bootstrap.servers").is_none_or(String::is_empty) {
+            return Err(refuse("`bootstrap.servers` is missing; name the broker, like \"127.0.0.1:9092\"".to_owned()));
+        }
+        let log = Self { options };
+        log.config().create_native_config().map_err(|error| refuse(plain(&error)))?;
+        Ok(log)
+    }
+
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in &self.options {
+            config.set(name, value);
+        }
+        config
+    }
+
+    /// A client that only asks.
+    fn asker(&self) -> Result<BaseConsumer, LogError> {
+        let mut config = self.config();
+        config.set("enable.auto.commit", "false").set("group.id", "wardbell-asker");
+        config.create().map_err(|error| refusal("making a client", &error))
+    }
+
+    fn admin<T>(
+        &self,
+        step: &str,
+        call: impl AsyncFnOnce(&AdminClient<rdkafka::client::DefaultClientContext>, &AdminOptions) -> Result<T, KafkaError>,
+    ) -> Result<T, LogError> {
+        let client: AdminClient<_> = self.config().create().map_err(|error| refusal(step, &error))?;
+        let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT)).operation_timeout(Some(CALL_TIMEOUT));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| LogError::new(Remedy::Retry, step, error.to_string()))?;
+        runtime.block_on(call(&client, &options)).map_err(|error| classify(step, &error))
+    }
+
+    /// Topics of the cluster with their partition counts.
+    fn topics(&self) -> Result<HashMap<String, i32>, LogError> {
+        let step = "asking the broker for its topics";
+        let metadata = self.asker()?.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| {
+            let servers = self.options.get("bootstrap.servers").map_or("", String::as_str);
+            let what = format!(
+                "no broker answers at {servers} ({}); check `kafka.bootstrap_servers`, that the broker runs, and TLS or SASL options",
+                plain(&error)
+            );
+            LogError::new(Remedy::Retry, step, what)
+        })?;
+        Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32)).collect())
+    }
+
+    /// The settings of topics that matter to us.
+    fn settings(&self, topics: &[&str]) -> Result<Vec<HashMap<String, String>>, LogError> {
+        let specifiers: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let described =
+            self.admin("reading topic settings", async |client, options| client.describe_configs(&specifiers, options).await)?;
+        Ok(described
+            .into_iter()
+            .map(|resource| {
+                let entries = resource.map(|resource| resource.entries).unwrap_or_default();
+                entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+            })
+            .collect())
+    }
+}
+
+impl Log for KafkaLog {
+    fn prepare(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
+        let known = self.topics()?;
+        let missing: Vec<&TopicSpec> = topics.iter().filter(|spec| !known.contains_key(&spec.name)).collect();
+        let mut faults: Vec<String> = missing
+            .iter()
+            .filter(|spec| !spec.create)
+            .map(|spec| format!("topic `{}` does not exist; make it with: {}", spec.name, create_command(spec)))
+            .collect();
+        let wanted: Vec<&TopicSpec> = missing.into_iter().filter(|spec| spec.create).collect();
+        if !wanted.is_empty() {
+            let settings: Vec<Vec<(String, String)>> = wanted.iter().map(|spec| topic_settings(spec)).collect();
+            let new: Vec<NewTopic<'_>> = wanted
+                .iter()
+                .zip(&settings)
+                .map(|(spec, settings)| {
+                    let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(-1));
+                    settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+                })
+                .collect();
+            let results =
+                self.admin("making topics", async |client, options| client.create_topics(&new, options).await)?;
+            for (name, code) in results.into_iter().filter_map(Result::err) {
+                if code != RDKafkaErrorCode::TopicAlreadyExists {
+                    let spec = wanted.iter().find(|spec| spec.name == name);
+                    let command = spec.map(|spec| create_command(spec)).unwrap_or_default();
+                    faults.push(format!("topic `{name}` cannot be made ({code}); make it with: {command}"));
+                }
+            }
+            if faults.is_empty() {
+                self.wait_for_topics(&wanted)?;
+            }
+        }
+        let existing: Vec<&TopicSpec> = topics.iter().filter(|spec| known.contains_key(&spec.name)).collect();
+        let names: Vec<&str> = existing.iter().map(|spec| spec.name.as_str()).collect();
+        if !names.is_empty() {
+            for (spec, settings) in existing.iter().zip(self.settings(&names)?) {
+                faults.extend(wrong_settings(spec, known.get(&spec.name).copied(), &settings));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  "))) }
+    }
+
+    fn describe(&self, topic: &str) -> Result<(i32, StampedBy), LogError> {
+        let partitions = self.topics()?.get(topic).copied().filter(|partitions| *partitions > 0);
+        let Some(partitions) = partitions else {
+            return Err(LogError::new(Remedy::Refuse, format!("topic `{topic}`"), "does not exist on this broker"));
+        };
+        let settings = self.settings(&[topic])?.pop().unwrap_or_default();
+        let broker = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
+        Ok((partitions, if broker { StampedBy::Broker } else { StampedBy::Producer }))
+    }
+
+    fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
+        let step = format!("asking for the end of {topic}/{partition}");
+        self.asker()?.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(|error| classify(&step, &error))
+    }
+
+    fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
+        let mut config = self.config();
+        config
+            .set("enable.idempotence", "true")
+            .set("enable.gapless.guarantee", "true")
+            // No time-out: a message that is given up would be a gap. The record waits, and so does its source.
+            .set("message.timeout.ms", "0");
+        defaults(&mut config, &self.options, &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "20")]);
+        let context = Deliveries::default();
+        let producer =
+            config.create_with_context(context.clone()).map_err(|error| refusal("making a producer", &error))?;
+        Ok(Box::new(KafkaAppender { producer, deliveries: context, failed: false }))
+    }
+
+    fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
+        let mut config = self.config();
+        config
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+            // Within the transaction's own time-out, so that a transaction ends instead of hanging.
+            .set("message.timeout.ms", "9000");
+        // With the default back-off of 100 ms a commit that meets CONCURRENT_TRANSACTIONS takes 100 ms; with 5 ms about 6.
+        defaults(&mut config, &self.options, &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "5")]);
+        let context = Deliveries::default();
+        let producer: BaseProducer<Deliveries> = config
+            .create_with_context(context.clone())
+            .map_err(|error| refusal("making a transactional producer", &error))?;
+        let step = format!("taking over transactional id `{id}`");
+        producer.init_transactions(CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
+        Ok(Box::new(KafkaTransactional { producer, deliveries: context, id: id.to_owned() }))
+    }
+
+    fn join(&self, membership: &Membership) -> Result<Box<dyn Member>, LogError> {
+        let mut config = self.config();
+        config
+            .set("group.id", &membership.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", isolation(membership.isolation))
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("auto.offset.reset", "error");
+        if let Some(instance) = &membership.instance {
+            config.set("group.instance.id", instance);
+        }
+        defaults(
+            &mut config,
+            &self.options,
+            &[
+                ("session.timeout.ms", "6000"),
+                ("heartbeat.interval.ms", "1000"),
+                ("max.poll.interval.ms", "15000"),
+                ("fetch.wait.max.ms", "100"),
+                ("queued.max.messages.kbytes", "16384"),
+            ],
+        );
+        let context = Context::default();
+        let step = format!("joining group `{}`", membership.group);
+        let consumer: Consumer = config.create_with_context(context.clone()).map_err(|error| refusal(&step, &error))?;
+        let topics: Vec<&str> = membership.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics).map_err(|error| refusal(&step, &error))?;
+        let consumer = Arc::new(consumer);
+        Ok(Box::new(KafkaMember { consumer, context, early: Vec::new(), strays: Arc::default(), split: Vec::new() }))
+    }
+
+    fn reader(
+        &self,
+        from: &TopicPartition,
+        next_offset: i64,
+        wanted: Isolation,
+    ) -> Result<Box<dyn PartitionReader>, LogError> {
+        let mut config = self.config();
+        config
+            .set("group.id", "wardbell-reader")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", isolation(wanted))
+            .set("auto.offset.reset", "error");
+        defaults(&mut config, &self.options, &[("fetch.wait.max.ms", "100")]);
+        let step = format!("reading {}/{}", from.topic, from.partition);
+        let consumer: Consumer =
+            config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&from.topic, from.partition, Offset::Offset(next_offset))
+            .and_then(|()| consumer.assign(&list))
+            .map_err(|error| classify(&step, &error))?;
+        Ok(Box::new(KafkaReader {
+            consumer: Arc::new(consumer),
+            queue: None,
+            from: from.clone(),
+            next: next_offset,
+            strays: Arc::default(),
+        }))
+    }
+}
+
+impl KafkaLog {
+    /// A topic that was just made is not at once known everywhere.
+    fn wait_for_topics(&self, wanted: &[&TopicSpec]) -> Result<(), LogError> {
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        loop {
+            let known = self.topics()?;
+            match wanted.iter().find(|spec| known.get(&spec.name).is_none_or(|partitions| *partitions == 0)) {
+                None => return Ok(()),
+                Some(spec) if Instant::now() > deadline => {
+                    let step = format!("making topic `{}`", spec.name);
+                    return Err(LogError::new(Remedy::Retry, step, "the broker does not list it yet"));
+                }
+                Some(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+fn isolation(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::ReadCommitted => "read_committed",
+        Isolation::ReadUncommitted => "read_uncommitted",
+    }
+}
+
+fn defaults(config: &mut ClientConfig, given: &BTreeMap<String, String>, defaults: &[(&str, &str)]) {
+    for (name, value) in defaults {
+        if !given.contains_key(*name) {
+            config.set(*name, *value);
+        }
+    }
+}
+
+fn topic_settings(spec: &TopicSpec) -> Vec<(String, String)> {
+    let stamp = match spec.stamped_by {
+        StampedBy::Broker => "LogAppendTime",
+        StampedBy::Producer => "CreateTime",
+    };
+    let retention = spec.retention.map_or_else(|| "-1".to_owned(), |retention| retention.as_millis().to_string());
+    [("message.timestamp.type", stamp), ("cleanup.policy", "delete"), ("retention.ms", &retention)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+}
+
+fn create_command(spec: &TopicSpec) -> String {
+    let settings: String =
+        topic_settings(spec).iter().map(|(name, value)| format!(" --config {name}={value}")).collect();
+    format!("kafka-topics.sh --create --topic {} --partitions {}{settings}", spec.name, spec.partitions)
+}
+
+/// What is wrong with an existing topic, each with its remedy.
+fn wrong_settings(spec: &TopicSpec, partitions: Option<i32>, settings: &HashMap<String, String>) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !spec.any_partitions && partitions.is_some_and(|partitions| partitions != spec.partitions) {
+        faults.push(format!(
+            "topic `{}` has {} partitions but {} are configured; the count is fixed for life: correct the configuration, or make a new topic under another name",
+            spec.name,
+            partitions.unwrap_or_default(),
+            spec.partitions
+        ));
+    }
+    let alter = |setting: &str| format!("kafka-configs.sh --alter --topic {} --add-config {setting}", spec.name);
+    let get = |name: &str| settings.get(name).map(String::as_str);
+    let stamp = topic_settings(spec)[0].1.clone();
+    if !spec.any_partitions && get("message.timestamp.type").is_some_and(|value| value != stamp) {
+        let found = get("message.timestamp.type").unwrap_or_default();
+        faults.push(format!(
+            "topic `{}` has message.timestamp.type={found}, it must be {stamp}: {}",
+            spec.name,
+            alter(&format!("message.timestamp.type={stamp}"))
+        ));
+    }
+    if !spec.any_partitions && get("cleanup.policy").is_some_and(|value| value != "delete") {
+        let found = get("cleanup.policy").unwrap_or_default();
+        faults.push(format!(
+            "topic `{}` has cleanup.policy={found}, it must be delete (compaction loses history): {}",
+            spec.name,
+            alter("cleanup.policy=delete")
+        ));
+    }
+    let kept = get("retention.ms").and_then(|value| value.parse::<i64>().ok()).filter(|ms| *ms >= 0);
+    if let (false, Some(kept), Some(wanted)) = (spec.any_partitions, kept, spec.retention)
+        && i128::from(kept) < wanted.as_millis() as i128
+    {
+        faults.push(format!(
+            "topic `{}` keeps records for {kept} ms, at least {} ms are needed: {}",
+            spec.name,
+            wanted.as_millis(),
+            alter(&format!("retention.ms={}", wanted.as_millis()))
+        ));
+    }
+    faults
+}
+
+/// Queues rebalance events and errors; everything else happens in the polling loop.
+#[derive(Clone, Default)]
+pub(crate) struct Context {
+    events: Arc<Mutex<VecDeque<MemberEvent>>>,
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions: Vec<TopicPartition> = partitions_of(list);
+        let event = match error {
+            ResponseError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => MemberEvent::Assigned(partitions),
+            _ if consumer.assignment_lost() => MemberEvent::Lost(partitions),
+            _ => MemberEvent::Revoked(partitions),
+        };
+        self.lock().push_back(event);
+    }
+}
+
+impl Context {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<MemberEvent>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
+}
+
+fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    list
+}
+
+fn list_with_offsets(positions: &[(TopicPartition, i64)], step: &str) -> Result<TopicPartitionList, LogError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in positions {
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*offset))
+            .map_err(|error| classify(step, &error))?;
+    }
+    Ok(list)
+}
+
+type Strays = Arc<Mutex<HashMap<TopicPartition, VecDeque<Record>>>>;
+
+struct KafkaMember {
+    consumer: Arc<Consumer>,
+    context: Context,
+    /// Records that came while events were polled for.
+    early: Vec<(TopicPartition, Record)>,
+    /// Records of split partitions that came through the common queue before the split took hold.
+    strays: Strays,
+    split: Vec<TopicPartition>,
+}
+
+impl KafkaMember {
+    /// Serves the client; a record that turns up is kept for its reader.
+    fn poll(&mut self, wait: Duration) -> Result<bool, LogError> {
+        let message = match self.consumer.poll(wait) {
+            None => return Ok(false),
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return Err(classify("reading from the broker", &error)),
+        };
+        let partition = TopicPartition::new(message.topic(), message.partition());
+        let record = to_record(&message);
+        drop(message);
+        if self.split.contains(&partition) {
+            let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+            strays.entry(partition).or_default().push_back(record);
+        } else {
+            self.early.push((partition, record));
+        }
+        Ok(true)
+    }
+
+    fn assign(&self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
+        let step = "beginning to read the assigned partitions";
+        let list = list_with_offsets(positions, step)?;
+        let result = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
+            _ => self.consumer.assign(&list),
+        };
+        result.map_err(|error| classify(step, &error))
+    }
+}
+
+impl Member for KafkaMember {
+    fn events(&mut self, wait: Duration) -> Result<Vec<MemberEvent>, LogError> {
+        let queued = !self.context.lock().is_empty();
+        self.poll(if queued { Duration::ZERO } else { wait })?;
+        Ok(self.context.lock().drain(..).collect())
+    }
+
+    fn start(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
+        self.assign(positions)
+    }
+
+    fn start_split(&mut self, positions: &[(TopicPartition, i64)]) -> Result<Vec<Box<dyn PartitionReader>>, LogError> {
+        self.split.extend(positions.iter().map(|(partition, _)| partition.clone()));
+        self.assign(positions)?;
+        positions
+            .iter()
+            .map(|(from, next)| -> Result<Box<dyn PartitionReader>, LogError> {
+                let queue = self.consumer.split_partition_queue(&from.topic, from.partition).ok_or_else(|| {
+                    let step = format!("reading {}/{}", from.topic, from.partition);
+                    LogError::new(Remedy::Restart, step, "the client has no queue for the partition")
+                })?;
+                Ok(Box::new(KafkaReader {
+                    consumer: self.consumer.clone(),
+                    queue: Some(queue),
+                    from: from.clone(),
+                    next: *next,
+                    strays: self.strays.clone(),
+                }))
+            })
+            .collect()
+    }
+
+    fn stop(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        self.split.retain(|split| !partitions.contains(split));
+        self.early.retain(|(partition, _)| !partitions.contains(partition));
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner).retain(|known, _| !partitions.contains(known));
+        let result = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list_of(partitions)),
+            _ => self.consumer.unassign(),
+        };
+        result.map_err(|error| classify("giving partitions back", &error))
+    }
+
+    fn read(
+        &mut self,
+        max: usize,
+        wait: Duration,
+        records: &mut Vec<(TopicPartition, Record)>,
+    ) -> Result<(), LogError> {
+        records.append(&mut self.early);
+        let mut wait = if records.is_empty() { wait } else { Duration::ZERO };
+        for _ in 0..max {
+            if !self.poll(wait)? {
+                break;
+            }
+            records.append(&mut self.early);
+            wait = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
+        let step = "asking for committed offsets";
+        let list = self
+            .consumer
+            .committed_offsets(list_of(partitions), CALL_TIMEOUT)
+            .map_err(|error| classify(step, &error))?;
+        let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition) {
+            Some(element) => match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            },
+            None => None,
+        };
+        Ok(partitions.iter().map(offset).collect())
+    }
+
+    fn commit(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
+        let step = "committing offsets";
+        let list = list_with_offsets(positions, step)?;
+        self.consumer.commit(&list, CommitMode::Sync).map_err(|error| classify(step, &error))
+    }
+
+    fn group(&self) -> GroupHandle {
+        GroupHandle(GroupHandleInner::Kafka(self.consumer.clone()))
+    }
+
+    fn leave(self: Box<Self>) {
+        self.consumer.unsubscribe();
+        // Leaving is done by serving the client until the last revocation is answered.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut member = self;
+        while Instant::now() < deadline {
+            let Ok(events) = member.events(Duration::from_millis(20)) else {
+                break;
+            };
+            let mut done = false;
+            for event in events {
+                if let MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) = event {
+                    done = member.stop(&partitions).is_ok();
+                }
+            }
+            if done || member.consumer.assignment().is_ok_and(|assignment| assignment.count() == 0) {
+                break;
+            }
+        }
+    }
+}
+
+struct KafkaReader {
+    consumer: Arc<Consumer>,
+    /// Own queue of a split partition; without one the consumer has this partition only.
+    queue: Option<PartitionQueue<Context>>,
+    from: TopicPartition,
+    next: i64,
+    strays: Strays,
+}
+
+impl KafkaReader {
+    fn take(&mut self, record: Record, records: &mut Vec<Record>) -> Result<(), LogError> {
+        if record.offset < self.next {
+            // A record that went through the common queue came after a later one: going on would have skipped it.
+            let step = format!("reading {}/{}", self.from.topic, self.from.partition);
+            return Err(LogError::new(Remedy::Restart, step, "records came out of order; reading again"));
+        }
+        self.next = record.offset + 1;
+        records.push(record);
+        Ok(())
+    }
+}
+
+impl PartitionReader for KafkaReader {
+    fn position(&self) -> &TopicPartition {
+        &self.from
+    }
+
+    fn read(&mut self, max: usize, wait: Duration, records: &mut Vec<Record>) -> Result<(), LogError> {
+        let mut wait = wait;
+        for _ in 0..max {
+            let stray = {
+                let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+                strays.get_mut(&self.from).and_then(VecDeque::pop_front)
+            };
+            if let Some(stray) = stray {
+                self.take(stray, records)?;
+                wait = Duration::ZERO;
+                continue;
+            }
+            let polled = match &self.queue {
+                Some(queue) => queue.poll(wait),
+                None => self.consumer.poll(wait),
+            };
+            let record = match polled {
+                None => return Ok(()),
+                Some(Ok(message)) => to_record(&message),
+                Some(Err(error)) => {
+                    let step = format!("reading {}/{}", self.from.topic, self.from.partition);
+                    return Err(classify(&step, &error));
+                }
+            };
+            self.take(record, records)?;
+            wait = Duration::ZERO;
+        }
+        Ok(())
+    }
+}
+
+fn to_record(message: &BorrowedMessage<'_>) -> Record {
+    let (time_us, append_us) = match message.timestamp() {
+        Timestamp::LogAppendTime(ms) => (ms * 1_000, Some(ms * 1_000)),
+        Timestamp::CreateTime(ms) => (ms * 1_000, None),
+        Timestamp::NotAvailable => (0, None),
+    };
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
+    });
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        time_us,
+        append_us,
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}
+
+type Delivery = (u64, Result<Appended, (RDKafkaErrorCode, String)>);
+
+/// Collects delivery reports of one producer.
+#[derive(Clone, Default)]
+struct Deliveries {
+    reports: Arc<Mutex<Vec<Delivery>>>,
+}
+
+impl Deliveries {
+    fn drain(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.reports.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<u64>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, token: Box<u64>) {
+        let outcome = match result {
+            Ok(message) => {
+                let append_us = match message.timestamp() {
+                    Timestamp::LogAppendTime(ms) => Some(ms * 1_000),
+                    _ => None,
+                };
+                Ok(Appended { partition: message.partition(), offset: message.offset(), append_us })
+            }
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                Err((code, format!("{}/{}: {}", message.topic(), message.partition(), plain(error))))
+            }
+        };
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push((*token, outcome));
+    }
+}
+
+fn base_record<'a>(record: &'a Outgoing, token: u64) -> BaseRecord<'a, [u8], [u8], Box<u64>> {
+    let mut base = BaseRecord::with_opaque_to(&record.topic, Box::new(token)).partition(record.partition);
+    if let Some(key) = &record.key {
+        base = base.key(key.as_slice());
+    }
+    if let Some(value) = &record.value {
+        base = base.payload(value.as_slice());
+    }
+    if let Some(time_us) = record.time_us {
+        base = base.timestamp(time_us.div_euclid(1_000));
+    }
+    if !record.headers.is_empty() {
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value) })
+        });
+        base = base.headers(headers);
+    }
+    base
+}
+
+/// Hands a record to librdkafka, waiting for room in its queue.
+fn send(producer: &BaseProducer<Deliveries>, record: &Outgoing, token: u64) -> Result<(), LogError> {
+    let step = || format!("appending to {}/{}", record.topic, record.partition);
+    let deadline = Instant::now() + QUEUE_TIMEOUT;
+    let mut base = base_record(record, token);
+    loop {
+        match producer.send(base) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) if Instant::now() < deadline => {
+                base = back;
+                producer.poll(Duration::from_millis(5));
+            }
+            Err((error, _)) => return Err(classify(&step(), &error)),
+        }
+    }
+}
+
+struct KafkaAppender {
+    producer: BaseProducer<Deliveries>,
+    deliveries: Deliveries,
+    failed: bool,
+}
+
+impl Appender for KafkaAppender {
+    fn append(&mut self, record: &Outgoing, token: u64) -> Result<(), LogError> {
+        if self.failed {
+            let step = format!("appending to {}/{}", record.topic, record.partition);
+            return Err(LogError::new(Remedy::Restart, step, "an append before this one failed"));
+        }
+        send(&self.producer, record, token).inspect_err(|_| self.failed = true)
+    }
+
+    fn outcomes(&mut self, wait: Duration, outcomes: &mut Vec<(u64, Result<Appended, LogError>)>) {
+        self.producer.poll(wait);
+        for (token, outcome) in self.deliveries.drain() {
+            let outcome = outcome.map_err(|(code, what)| {
+                self.failed = true;
+                let remedy = if is_refusal(code) { Remedy::Refuse } else { Remedy::Restart };
+                LogError::new(remedy, "appending", what)
+            });
+            outcomes.push((token, outcome));
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::try_from(self.producer.in_flight_count()).unwrap_or(0)
+    }
+}
+
+struct KafkaTransactional {
+    producer: BaseProducer<Deliveries>,
+    deliveries: Deliveries,
+    id: String,
+}
+
+impl KafkaTransactional {
+    /// Everything up to the commit itself; an error here leaves nothing visible.
+    fn fill(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
+        let step = format!("transaction `{}`", self.id);
+        for (token, record) in records.iter().enumerate() {
+            send(&self.producer, record, token as u64)?;
+        }
+        // `flush` polls in slices of 100 ms, which would be the commit latency; polling by 1 ms makes it about 6 ms.
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(1));
+            if Instant::now() > deadline {
+                return Err(LogError::new(Remedy::Retry, step, "the broker did not take the records in time"));
+            }
+        }
+        for (_, outcome) in self.deliveries.drain() {
+            if let Err((code, what)) = outcome {
+                let remedy = if is_fence(code) {
+                    Remedy::Fenced
+                } else if is_refusal(code) {
+                    Remedy::Refuse
+                } else {
+                    Remedy::Retry
+                };
+                return Err(LogError::new(remedy, step, what));
+            }
+        }
+        if let Some(progress) = progress {
+            let GroupHandleInner::Kafka(consumer) = &progress.group.0 else {
+                return Err(LogError::new(Remedy::Refuse, step, "the group is of another log"));
+            };
+            // Read anew for each transaction: the generation moves with every rebalance.
+            let metadata = consumer
+                .group_metadata()
+                .ok_or_else(|| LogError::new(Remedy::Retry, step.clone(), "the consumer is in no group yet"))?;
+            let list = list_with_offsets(&[(progress.position.clone(), progress.next_offset)], &step)?;
+            self.producer
+                .send_offsets_to_transaction(&list, &metadata, CALL_TIMEOUT)
+                .map_err(|error| classify(&step, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of the transaction may remain; what cannot be aborted makes the producer useless.
+    fn give_up(&mut self, error: LogError) -> LogError {
+        if matches!(error.remedy, Remedy::Fenced) {
+            return error;
+        }
+        self.producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+        match self.producer.abort_transaction(CALL_TIMEOUT) {
+            Ok(()) => {
+                self.deliveries.drain();
+                error
+            }
+            Err(abort) => {
+                let abort = classify("aborting the transaction", &abort);
+                let remedy = if abort.remedy == Remedy::Fenced { Remedy::Fenced } else { Remedy::Restart };
+                LogError::new(remedy, error.step, format!("{}; {abort}", error.what))
+            }
+        }
+    }
+}
+
+impl Transactional for KafkaTransactional {
+    fn commit(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
+        let step = format!("transaction `{}`", self.id);
+        if records.is_empty() && progress.is_none() {
+            return Err(LogError::new(Remedy::Refuse, step, "a transaction without records and offsets"));
+        }
+        self.producer.begin_transaction().map_err(|error| classify(&step, &error))?;
+        if let Err(error) = self.fill(records, progress) {
+            return Err(self.give_up(error));
+        }
+        match self.producer.commit_transaction(CALL_TIMEOUT) {
+            Ok(()) => Ok(()),
+            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                let error = LogError::new(Remedy::Retry, step, error.string());
+                Err(self.give_up(error))
+            }
+            Err(error) => {
+                let error = classify(&step, &error);
+                let remedy = if error.remedy == Remedy::Fenced { Remedy::Fenced } else { Remedy::Restart };
+                Err(LogError::new(remedy, error.step, format!("whether it was committed is unknown: {}", error.what)))
+            }
+        }
+    }
+}
+
+fn is_fence(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
+    matches!(code, Fenced | ProducerFenced | InvalidProducerEpoch)
+}
+
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(
+        code,
+        MessageSizeTooLarge
+            | TopicAuthorizationFailed
+            | GroupAuthorizationFailed
+            | ClusterAuthorizationFailed
+            | TransactionalIdAuthorizationFailed
+            | UnknownTopic
+            | UnknownPartition
+            | InvalidRecord
+            | PolicyViolation
+            | SaslAuthenticationFailed
+            | UnsupportedVersion
+    )
+}
+
+fn classify(step: &str, error: &KafkaError) -> LogError {
+    use RDKafkaErrorCode::{FencedInstanceId, Fatal, IllegalGeneration, OffsetOutOfRange, UnknownMemberId};
+    let code = match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        KafkaError::MessageConsumptionFatal(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_))
+        || matches!(error, KafkaError::Transaction(error) if error.is_fatal());
+    let remedy = match code {
+        Some(code) if is_fence(code) || code == FencedInstanceId => Remedy::Fenced,
+        Some(code) if is_refusal(code) || code == OffsetOutOfRange => Remedy::Refuse,
+        Some(IllegalGeneration | UnknownMemberId) => Remedy::Retry,
+        Some(Fatal) => Remedy::Restart,
+        _ if fatal => Remedy::Restart,
+        _ => Remedy::Retry,
+    };
+    LogError::new(remedy, step, plain(error))
+}
+
+fn refusal(step: &str, error: &KafkaError) -> LogError {
+    LogError::new(Remedy::Refuse, step, plain(error))
+}
+
+/// librdkafka's own words, without the wrapper's type names.
+fn plain(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, what, name, value) => format!("option `{name}` = `{value}`: {what}"),
+        KafkaError::Transaction(error) => error.string(),
+        KafkaError::ClientCreation(what) => what.clone(),
+        other => match other.rdkafka_error_code() {
+            Some(code) => code.to_string(),
+            None => other.to_string(),
+        },
+    }
+}

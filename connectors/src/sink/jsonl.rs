@@ -1,0 +1,45 @@
+//! JSON lines: one alert a line in its CloudEvents form, synced to disk before it counts as delivered.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{Delivering, Delivery, Sink, SinkError};
+
+/// See the module.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonLines {
+    /// Appends to the file, making it if it is missing.
+    ///
+    /// # Errors
+    /// [`SinkError::Io`] naming the path.
+    pub fn open(path: &Path) -> Result<Self, SinkError> {
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(|source| SinkError::Io {
+            step: format!("opening `{}` for alerts", path.display()),
+            source,
+        })?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+}
+
+impl Sink for JsonLines {
+    fn deliver<'a>(&'a mut self, deliveries: &'a [Delivery]) -> Delivering<'a> {
+        let io = |source: std::io::Error| SinkError::Io {
+            step: format!("writing alerts to `{}`", self.path.display()),
+            source,
+        };
+        let mut lines = Vec::new();
+        let mut result = Ok(());
+        for delivery in deliveries {
+            result = result.and_then(|()| serde_json::to_writer(&mut lines, &delivery.alert).map_err(std::io::Error::from));
+            lines.push(b'\n');
+        }
+        let result = result.and_then(|()| self.file.write_all(&lines)).and_then(|()| self.file.sync_data()).map_err(io);
+        Box::pin(std::future::ready(result))
+    }
+}
