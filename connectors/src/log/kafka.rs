@@ -36,9 +36,11 @@ const TRANSACTION_TIMEOUT_MS: &str = "10000";
 pub(crate) type Consumer = BaseConsumer<Context>;
 
 /// A Kafka cluster, as one client of it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KafkaLog {
     options: BTreeMap<String, String>,
+    /// A client that only asks, made at the first question.
+    asker: Arc<Mutex<Option<Arc<BaseConsumer>>>>,
 }
 
 impl KafkaLog {
@@ -64,7 +66,7 @@ impl KafkaLog {
         if options.get("bootstrap.servers").is_none_or(String::is_empty) {
             return Err(refuse("`bootstrap.servers` is missing; name the broker, like \"127.0.0.1:9092\"".to_owned()));
         }
-        let log = Self { options };
+        let log = Self { options, asker: Arc::default() };
         log.config().create_native_config().map_err(|error| refuse(plain(&error)))?;
         Ok(log)
     }
@@ -77,11 +79,15 @@ impl KafkaLog {
         config
     }
 
-    /// A client that only asks.
-    fn asker(&self) -> Result<BaseConsumer, LogError> {
+    fn asker(&self) -> Result<Arc<BaseConsumer>, LogError> {
+        let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asker) = &*asker {
+            return Ok(asker.clone());
+        }
         let mut config = self.config();
         config.set("enable.auto.commit", "false").set("group.id", "wardbell-asker");
-        config.create().map_err(|error| refusal("making a client", &error))
+        let made: BaseConsumer = config.create().map_err(|error| refusal("making a client", &error))?;
+        Ok(asker.insert(Arc::new(made)).clone())
     }
 
     fn admin<T>(
@@ -183,6 +189,16 @@ impl Log for KafkaLog {
     fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
         let step = format!("asking for the end of {topic}/{partition}");
         self.asker()?.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(|error| classify(&step, &error))
+    }
+
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
+        let mut config = self.config();
+        // With read_committed the broker answers only once no open transaction can move the offsets any more.
+        config.set("enable.auto.commit", "false").set("group.id", group).set("isolation.level", "read_committed");
+        let step = format!("asking for the committed offsets of group `{group}`");
+        let client: BaseConsumer = config.create().map_err(|error| refusal(&step, &error))?;
+        let list = client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
+        Ok(offsets_in(&list, partitions))
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
@@ -403,6 +419,14 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
 }
 
+fn offsets_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<Option<i64>> {
+    let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition)?.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    };
+    partitions.iter().map(offset).collect()
+}
+
 fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for partition in partitions {
@@ -530,14 +554,7 @@ impl Member for KafkaMember {
             .consumer
             .committed_offsets(list_of(partitions), CALL_TIMEOUT)
             .map_err(|error| classify(step, &error))?;
-        let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition) {
-            Some(element) => match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            },
-            None => None,
-        };
-        Ok(partitions.iter().map(offset).collect())
+        Ok(offsets_in(&list, partitions))
     }
 
     fn commit(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {

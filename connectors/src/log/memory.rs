@@ -239,6 +239,12 @@ impl Log for MemoryLog {
         Ok((0, self.shared.lock().partition(topic, partition)?.1.len() as i64))
     }
 
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
+        let state = self.shared.lock();
+        let group = state.groups.get(group);
+        Ok(partitions.iter().map(|partition| group?.committed.get(partition).copied()).collect())
+    }
+
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
         Ok(Box::new(MemoryAppender { shared: self.shared.clone(), outcomes: VecDeque::new() }))
     }

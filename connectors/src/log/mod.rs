@@ -167,6 +167,13 @@ pub trait Log: Send + Sync {
     /// [`Remedy::Retry`] if the broker cannot be reached.
     fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError>;
 
+    /// Committed offsets of a group, asked without being a member; `None` where nothing is committed. Waits until open
+    /// transactions that could still move them have ended.
+    ///
+    /// # Errors
+    /// [`Remedy::Retry`] if the broker cannot be reached.
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError>;
+
     /// A producer whose appends to one partition are in order, without gaps and without repetition, for as long as none
     /// of them failed.
     ///

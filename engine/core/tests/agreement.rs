@@ -282,8 +282,8 @@ fn random_case(seed: u64) -> Case {
     let sources = random_sources(dice, &frame);
     let people = random_people(dice, &profiles);
     let mut arrivals = random_readings(dice, &frame, &sources, &people, &profiles);
-    for source in 0..sources.len() {
-        random_ticks(dice, &frame, source, &sources[source], &mut arrivals);
+    for (index, source) in sources.iter().enumerate() {
+        random_ticks(dice, &frame, index, source, &mut arrivals);
     }
     let n_rules = dice.between(1, 4);
     Case {
@@ -1390,11 +1390,14 @@ fn printed(case: &Case) -> String {
 
 /// A case without what its disagreement does not need.
 fn cut_down(case: &Case) -> Case {
+    // What is kept must fail the same way: in the transitions, or otherwise.
+    let in_transitions = |failure: String| failure.starts_with("transition");
+    let sought = compared(case).map_err(in_transitions).err();
     let mut best = case.clone();
     let mut attempts = 3_000;
     let mut keep = |best: &mut Case, candidate: Case| {
         attempts -= 1;
-        let differs = attempts > 0 && compared(&candidate).is_err();
+        let differs = attempts > 0 && compared(&candidate).map_err(in_transitions).err() == sought;
         if differs {
             *best = candidate;
         }
@@ -1600,7 +1603,7 @@ fn how_records_are_gathered_into_batches_does_not_matter() {
         for case in [with_ticks.without_ticks(), with_ticks] {
             let set = case.rule_set();
             let (expected, expected_outcomes) = engine(&case, &set, 1);
-            for batch in [7, 100, usize::MAX / 10_000] {
+            for batch in [7, 100, case.items.len() + 1] {
                 let (got, outcomes) = engine(&case, &set, batch);
                 same(&case, &format!("batches of {batch} records"), &got, &expected)?;
                 if outcomes != expected_outcomes {

@@ -291,14 +291,16 @@ impl Partition {
         }
     }
 
-    /// Stale series of the same patient, signal and method for which another has spoken, in the order of their keys.
+    /// Stale series of the same patient, signal and method that fell silent before this one's newest sample, in the order
+    /// of their keys.
     fn silent_siblings(&self, series: u32) -> Vec<u32> {
         let own = &self.state.series[series as usize];
         let patient = &self.state.patients[own.patient as usize];
         let group = patient.signal(own.signal_index()).map_or(&[][..], |known| &known.series);
         let silent = |index: &u32| {
             let other = &self.state.series[*index as usize];
-            *index != series && other.method == own.method && other.silence.is_stale && other.silence.other_spoke
+            let spoke = own.newest_sample > other.silence.stale_since;
+            *index != series && other.method == own.method && other.silence.is_stale && spoke
         };
         let mut siblings: Vec<u32> = group.iter().copied().filter(silent).collect();
         siblings.sort_by(|a, b| self.state.series[*a as usize].key.cmp(&self.state.series[*b as usize].key));

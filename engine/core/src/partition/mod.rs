@@ -191,8 +191,8 @@ pub struct State {
     controls: Vec<String>,
     /// Source records applied so far; names a record.
     record: u64,
-    /// Series that had a first sample so far.
-    first_samples: u64,
+    /// Samples accepted and series gone stale so far: tells which came first.
+    sequence: u64,
     /// Transitions so far.
     pub transitions: u64,
     /// Rule ids in the order their key states are kept in.
@@ -456,7 +456,7 @@ impl Partition {
         for (i, (series, event)) in newest.iter().enumerate() {
             if newest.get(i + 1).is_none_or(|(next, _)| next != series) {
                 let time = &mut self.state.series[*series as usize].time;
-                time.begin_record(*event, context.broker, record, &bounds);
+                time.begin_record(*event, context.broker, clock_now, record, &bounds);
             }
         }
         pending.retain_mut(|reading| {
@@ -546,10 +546,9 @@ impl Partition {
             } as u8;
         }
         if reading.value.is_some() {
-            if series.first_sample.is_none() {
-                series.first_sample = Some(self.state.first_samples);
-                self.state.first_samples += 1;
-            }
+            self.state.sequence += 1;
+            series.first_sample.get_or_insert(self.state.sequence);
+            series.newest_sample = self.state.sequence;
             series.expect_next(signal, clock_now);
             series.remember_until(signal, clock_now);
         }
@@ -676,6 +675,7 @@ impl Partition {
             intervals: Default::default(),
             newest_t: None,
             first_sample: None,
+            newest_sample: 0,
             silence: Default::default(),
             overrun: Technical::default(),
             rules: Vec::new(),

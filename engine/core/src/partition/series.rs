@@ -80,8 +80,8 @@ pub struct Silence {
     /// Last instant at which a sample is in time; `None`: no expectation.
     pub deadline: Option<Micros>,
     pub is_stale: bool,
-    /// Another series of the same patient, signal and method had a sample since this one went stale.
-    pub other_spoke: bool,
+    /// When it went stale, in the order of samples and silences of the partition.
+    pub stale_since: u64,
     pub alert: Technical,
     pub forget_at: Micros,
     /// Due value of the entry in the timer queue.
@@ -109,8 +109,9 @@ pub struct Series {
     pub intervals: Intervals,
     /// Newest `t` of an accepted reading.
     pub newest_t: Option<Micros>,
-    /// Order in which series had their first sample; `None`: none yet.
+    /// Its first and its newest sample in the order of samples and silences of the partition; `None`: none yet.
     pub first_sample: Option<u64>,
+    pub newest_sample: u64,
     pub silence: Silence,
     pub overrun: Technical,
     /// By the slots of the signal's rules.

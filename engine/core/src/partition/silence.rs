@@ -76,7 +76,8 @@ impl Partition {
             return;
         }
         series.silence.is_stale = true;
-        series.silence.other_spoke = false;
+        self.state.sequence += 1;
+        series.silence.stale_since = self.state.sequence;
         let step = series.silence.alert.raise(deadline);
         let patient = series.patient;
         self.state.patients[patient as usize].n_stale += 1;
@@ -122,7 +123,6 @@ impl Partition {
         others.sort_by(|a, b| self.state.series[*a as usize].key.cmp(&self.state.series[*b as usize].key));
         for other in others {
             let silence = &mut self.state.series[other as usize].silence;
-            silence.other_spoke = true;
             let step = silence.alert.end(TransitionKind::Superseded, clock_now);
             self.say_of_series(content::STALE, other, step, context.basis_us);
         }

@@ -78,7 +78,8 @@ pub struct SeriesTime {
 
 impl SeriesTime {
     /// Looks at a record as a whole before its readings: only its newest event time counts for the slow-clock rule.
-    pub fn begin_record(&mut self, newest: Micros, broker: Micros, record: u64, bounds: &Bounds) {
+    pub fn begin_record(&mut self, newest: Micros, broker: Micros, clock: Micros, record: u64, bounds: &Bounds) {
+        self.forget_old(clock, bounds);
         if self.record_before == Some(newest) {
             return;
         }
@@ -127,7 +128,9 @@ impl SeriesTime {
             }
             let t = self.newest.map_or(broker, |newest| broker.max(newest + 1));
             self.replacing.get_or_insert((Replaced::Coarse, false));
-            self.memory[index] = Remembered { event, value, clock, record };
+            // Renewed, it goes to the back: the memory stays in order of age.
+            self.memory.remove(index);
+            self.memory.push_back(Remembered { event, value, clock, record });
             self.replaced_count(record);
             self.newest = self.newest.max(Some(t));
             return Decision::At { t, replaced: Some(Replaced::Coarse), said: false };

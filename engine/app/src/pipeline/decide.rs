@@ -1,0 +1,417 @@
+//! The decide stage: one thread, one state machine and one transactional producer per canonical partition.
+//!
+//! A new owner fences whoever worked before it, and only then reads the committed offset. Transitions and the offset
+//! become visible in one transaction: at once when there is a transition, else every few seconds. The content of a
+//! transaction is fixed before it is sent; what is not known to be committed is looked up and sent again or dropped, never
+//! derived a second time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use wardbell_connectors::canonical::{self, Canonical};
+use wardbell_connectors::log::{
+    GroupHandle, Isolation, LogError, Member, MemberEvent, Membership, Outgoing, PartitionReader, Progress, Record,
+    Remedy, TopicPartition, Transactional,
+};
+use wardbell_core::partition::{Partition, Settings};
+use wardbell_rules::RuleSet;
+use wardbell_schemas::Micros;
+use wardbell_schemas::alert::{Alert, Measured};
+use wardbell_schemas::catalogue::Catalogue;
+
+use super::{BACKOFF_MAX, BACKOFF_MIN, Shared};
+use crate::latency::{BUDGET, Stage};
+
+/// Canonical records applied before transitions are committed; bounds the size of a transaction.
+const RECORDS_MAX: usize = 500;
+/// Longest wait for records; commits and stops are looked at in between.
+const WAIT: Duration = Duration::from_millis(50);
+/// A partition that fails this often in a row is reported as such; it goes on trying.
+const FAILURES_REPORTED: u32 = 3;
+
+pub(super) struct DecideSettings {
+    pub decision: Settings,
+    pub rules: RuleSet,
+    pub commit_every: Duration,
+}
+
+/// The consumer group of this stage.
+pub fn group(prefix: &str) -> String {
+    prefix.to_owned()
+}
+
+/// The transactional id of a partition's owner.
+pub fn transactional_id(prefix: &str, canonical: &str, partition: i32) -> String {
+    format!("{prefix}-{canonical}-{partition}")
+}
+
+/// Runs until the job stops.
+pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
+    shared.supervise("decide", || {
+        let membership = Membership {
+            group: group(&shared.group),
+            topics: vec![shared.topics.canonical.clone()],
+            isolation: Isolation::ReadCommitted,
+            instance: shared.instance.clone(),
+        };
+        let member = shared.log.join(&membership)?;
+        let (ended_tx, ended) = sync_channel(1_024);
+        let mut owners = Owners { shared, settings, member, running: HashMap::new(), ended_tx, ended };
+        let result = owners.work();
+        owners.end_all();
+        result
+    });
+}
+
+/// A partition in work.
+struct Owner {
+    finish: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// A partition's thread that ended with an error.
+type Ended = (TopicPartition, LogError);
+
+struct Owners<'a> {
+    shared: &'a Shared,
+    settings: &'a DecideSettings,
+    member: Box<dyn Member>,
+    running: HashMap<TopicPartition, Owner>,
+    ended_tx: SyncSender<Ended>,
+    ended: Receiver<Ended>,
+}
+
+impl Owners<'_> {
+    fn work(&mut self) -> Result<(), LogError> {
+        let mut failures: HashMap<TopicPartition, u32> = HashMap::new();
+        while !self.shared.stopping() {
+            for event in self.member.events(Duration::from_millis(50))? {
+                match event {
+                    MemberEvent::Assigned(partitions) => self.take_over(&partitions)?,
+                    MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => {
+                        // A lost partition's transaction is refused by the broker; its thread ends like the others.
+                        self.end(&partitions);
+                        self.member.stop(&partitions)?;
+                    }
+                }
+            }
+            while let Ok((partition, error)) = self.ended.try_recv() {
+                self.start_again(&partition, &error, failures.entry(partition.clone()).or_default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A partition ended by itself: it begins again from what is committed, if it is still ours.
+    fn start_again(&mut self, partition: &TopicPartition, error: &LogError, failures: &mut u32) -> Result<(), LogError> {
+        let Some(owner) = self.running.remove(partition) else {
+            return Ok(());
+        };
+        let _ = owner.thread.join();
+        self.shared.statistics.partition_ended(partition.partition);
+        *failures += 1;
+        self.shared.statistics.restarted("decide");
+        tracing::warn!(partition = partition.partition, failures = *failures, error = %error, "partition starts again from what is committed");
+        if *failures % FAILURES_REPORTED == 0 {
+            tracing::error!(partition = partition.partition, failures = *failures, "partition keeps failing");
+        }
+        if error.remedy == Remedy::Refuse {
+            return Err(LogError::new(Remedy::Refuse, error.step.clone(), error.what.clone()));
+        }
+        std::thread::sleep(BACKOFF_MIN);
+        self.member.stop(std::slice::from_ref(partition))?;
+        self.take_over(std::slice::from_ref(partition))
+    }
+
+    /// Fence first, all partitions at once; then read the committed offsets; then begin.
+    fn take_over(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let (log, group_name) = (&self.shared.log, &self.shared.group);
+        let producers: Vec<Result<Box<dyn Transactional>, LogError>> = std::thread::scope(|scope| {
+            let fence = |partition: &TopicPartition| {
+                let id = transactional_id(group_name, &partition.topic, partition.partition);
+                scope.spawn(move || log.transactional(&id))
+            };
+            let waiting: Vec<_> = partitions.iter().map(fence).collect();
+            let step = "taking over partitions";
+            let broken = || LogError::new(Remedy::Restart, step, "a thread ended unexpectedly");
+            waiting.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(broken()))).collect()
+        });
+        let committed = self.member.committed(partitions)?;
+        let mut starts = Vec::new();
+        for (partition, committed) in partitions.iter().zip(&committed) {
+            let (first, _) = log.offsets(&partition.topic, partition.partition)?;
+            if let Some(committed) = committed.filter(|committed| *committed < first) {
+                let step = format!("taking over {}/{}", partition.topic, partition.partition);
+                let what = format!("committed is offset {committed}, but retention has deleted everything before {first}");
+                return Err(LogError::new(Remedy::Refuse, step, what));
+            }
+            starts.push((partition.clone(), committed.unwrap_or(first)));
+        }
+        let readers = self.member.start_split(&starts)?;
+        let handle = self.member.group();
+        for (((partition, start), reader), producer) in starts.into_iter().zip(readers).zip(producers) {
+            let resumed = committed.iter().zip(partitions).any(|(committed, known)| *known == partition && committed.is_some());
+            let stand = Stand::new(self.shared, self.settings, producer?, reader, handle.clone(), start, resumed);
+            self.begin(partition, stand)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, partition: TopicPartition, stand: Stand) -> Result<(), LogError> {
+        let finish = Arc::new(AtomicBool::new(false));
+        let (flag, ended, own) = (finish.clone(), self.ended_tx.clone(), partition.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("partition {}", partition.partition))
+            .spawn(move || {
+                let mut stand = stand;
+                if let Err(error) = stand.work(&flag) {
+                    // The owner looks for this after joining as well; a full channel means it is stopping.
+                    let _ = ended.try_send((own, error));
+                }
+            })
+            .map_err(|error| LogError::new(Remedy::Refuse, "starting a partition's thread", error.to_string()))?;
+        self.running.insert(partition, Owner { finish, thread });
+        Ok(())
+    }
+
+    /// Lets partitions finish what they have in hand.
+    fn end(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            if let Some(owner) = self.running.get(partition) {
+                owner.finish.store(true, Ordering::SeqCst);
+            }
+        }
+        for partition in partitions {
+            if let Some(owner) = self.running.remove(partition) {
+                let _ = owner.thread.join();
+                self.shared.statistics.partition_ended(partition.partition);
+            }
+        }
+    }
+
+    fn end_all(&mut self) {
+        let all: Vec<TopicPartition> = self.running.keys().cloned().collect();
+        self.end(&all);
+    }
+}
+
+/// What one partition works with.
+struct Stand {
+    shared: Shared,
+    commit_every: Duration,
+    catalogue: &'static Catalogue,
+    producer: Box<dyn Transactional>,
+    reader: Box<dyn PartitionReader>,
+    group: GroupHandle,
+    partition: Partition,
+    /// Next canonical offset to apply.
+    next_offset: i64,
+    committed: i64,
+    committed_at: Instant,
+    /// Transitions decided and not committed.
+    outbox: Outbox,
+}
+
+/// The fixed content of the next transaction.
+#[derive(Debug, Default)]
+struct Outbox {
+    records: Vec<Outgoing>,
+    /// When each was decided, for measuring.
+    decided_us: Vec<Micros>,
+}
+
+impl Stand {
+    fn new(
+        shared: &Shared,
+        settings: &DecideSettings,
+        producer: Box<dyn Transactional>,
+        reader: Box<dyn PartitionReader>,
+        group: GroupHandle,
+        start: i64,
+        resumed: bool,
+    ) -> Self {
+        let catalogue = Catalogue::builtin();
+        if resumed {
+            tracing::warn!(
+                partition = reader.position().partition,
+                offset = start,
+                "windows start empty: no checkpoint is read in this version, windows reaching back before this offset are unknown"
+            );
+        }
+        let decision = Settings { resumed, ..settings.decision.clone() };
+        Self {
+            shared: shared.clone(),
+            commit_every: settings.commit_every,
+            catalogue,
+            producer,
+            reader,
+            group,
+            partition: Partition::new(decision, &settings.rules, catalogue),
+            next_offset: start,
+            committed: start,
+            committed_at: Instant::now(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    fn work(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
+        let mut records = Vec::new();
+        let stopping = |shared: &Shared| finish.load(Ordering::SeqCst) || shared.stopping();
+        self.tell();
+        while !stopping(&self.shared) {
+            records.clear();
+            match self.reader.read(RECORDS_MAX, WAIT, &mut records) {
+                Ok(()) => {}
+                // The client reconnects by itself; what was read so far is applied.
+                Err(error) if error.remedy == Remedy::Retry => {
+                    tracing::warn!(partition = self.number(), error = %error, "reading the canonical log");
+                    std::thread::sleep(WAIT);
+                }
+                Err(error) => return Err(error),
+            }
+            for record in &records {
+                self.apply(record);
+            }
+            let due = self.next_offset > self.committed && self.committed_at.elapsed() >= self.commit_every;
+            if !self.outbox.records.is_empty() || due {
+                self.commit(finish)?;
+            }
+            if !records.is_empty() {
+                self.tell();
+            }
+        }
+        if self.next_offset > self.committed {
+            self.commit(finish)?;
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn number(&self) -> i32 {
+        self.reader.position().partition
+    }
+
+    fn tell(&self) {
+        let statistics = &self.shared.statistics;
+        let position = self.reader.position();
+        statistics.decided(position.partition, self.partition.outcomes());
+        statistics.set_position(&group(&self.shared.group), &position.topic, position.partition, self.next_offset);
+    }
+
+    /// Applies one canonical record; what it decides goes into the outbox.
+    fn apply(&mut self, record: &Record) {
+        let canonical_us = record.append_us.unwrap_or(record.time_us);
+        match canonical::read(record, &self.catalogue.hash) {
+            Ok(Canonical::Readings(batch)) => {
+                if let Err(error) = self.partition.apply(&batch, canonical_us) {
+                    self.unreadable(record, &error);
+                }
+                let now = self.shared.clock.now_us();
+                self.shared.statistics.latency.record(Stage::Decide, None, now - canonical_us);
+            }
+            Ok(Canonical::Control(control)) => self.partition.apply_control(&control),
+            Err(error) => self.unreadable(record, &error),
+        }
+        self.next_offset = record.offset + 1;
+        let decided = self.partition.take_decided();
+        if decided.is_empty() {
+            return;
+        }
+        let now = self.shared.clock.now_us();
+        for decided in decided {
+            let basis_us = decided.basis_us.unwrap_or(canonical_us);
+            let delayed = now - basis_us > BUDGET;
+            let content = decided.content;
+            let statistics = &self.shared.statistics;
+            statistics.transition(&content.rule.id, content.transition, content.kind, content.priority, delayed);
+            let measured = Measured {
+                basis_us,
+                canonical_us,
+                decided_us: now,
+                partition: self.number(),
+                offset: record.offset,
+                delayed,
+            };
+            let id = content.id.clone();
+            let alert = Alert::new(content, measured);
+            self.outbox.records.push(Outgoing {
+                topic: self.shared.topics.alerts.clone(),
+                partition: self.number(),
+                key: Some(alert.data.content.patient.clone().into_bytes()),
+                value: serde_json::to_vec(&alert).ok(),
+                headers: vec![
+                    ("wardbell".to_owned(), b"alert/1".to_vec()),
+                    ("id".to_owned(), id.into_bytes()),
+                ],
+                time_us: None,
+            });
+            self.outbox.decided_us.push(now);
+        }
+    }
+
+    fn unreadable(&self, record: &Record, error: &dyn std::error::Error) {
+        self.shared.statistics.unreadable();
+        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(
+            partition = self.number(),
+            offset = record.offset,
+            error = %error,
+            cause,
+            "a canonical record cannot be read and is passed over"
+        );
+    }
+
+    /// Commits the outbox and the offset together, again and again until it is known to be done or not ours any more.
+    fn commit(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let progress = Progress {
+                group: &self.group,
+                position: self.reader.position().clone(),
+                next_offset: self.next_offset,
+            };
+            let error = match self.producer.commit(&self.outbox.records, Some(&progress)) {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            match error.remedy {
+                Remedy::Retry => {
+                    tracing::warn!(partition = self.number(), error = %error, "the transaction is sent again");
+                }
+                Remedy::Restart => {
+                    tracing::warn!(partition = self.number(), error = %error, "looking up whether the transaction was committed");
+                    if self.was_committed()? {
+                        break;
+                    }
+                }
+                Remedy::Fenced | Remedy::Refuse => return Err(error),
+            }
+            if finish.load(Ordering::SeqCst) {
+                return Err(error);
+            }
+            std::thread::sleep(backoff);
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        let now = self.shared.clock.now_us();
+        for decided_us in self.outbox.decided_us.drain(..) {
+            self.shared.statistics.latency.record(Stage::Commit, None, now - decided_us);
+        }
+        self.outbox.records.clear();
+        self.committed = self.next_offset;
+        self.committed_at = Instant::now();
+        Ok(())
+    }
+
+    /// A new producer ends whatever the old one left open; then the committed offset tells.
+    fn was_committed(&mut self) -> Result<bool, LogError> {
+        let position = self.reader.position().clone();
+        let id = transactional_id(&self.shared.group, &position.topic, position.partition);
+        self.producer = self.shared.log.transactional(&id)?;
+        let committed = self.shared.log.committed(&group(&self.shared.group), std::slice::from_ref(&position))?;
+        Ok(committed.first().copied().flatten().is_some_and(|committed| committed >= self.next_offset))
+    }
+}
