@@ -15,6 +15,7 @@ pub mod cases;
 pub mod diagnostic;
 pub mod evaluate;
 pub mod ir;
+pub mod packs;
 pub mod rule;
 
 pub use diagnostic::{Diagnostic, Severity, SourceFile};

@@ -5,13 +5,14 @@
 //! a rebalance callback that only queues the event. Measured traps are at their places.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseError;
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -40,7 +41,7 @@ pub(crate) type Consumer = BaseConsumer<Context>;
 pub struct KafkaLog {
     options: BTreeMap<String, String>,
     /// A client that only asks, made at the first question.
-    asker: Arc<Mutex<Option<Arc<BaseConsumer>>>>,
+    asker: Arc<Mutex<Option<Arc<Consumer>>>>,
 }
 
 impl KafkaLog {
@@ -79,23 +80,25 @@ impl KafkaLog {
         config
     }
 
-    fn asker(&self) -> Result<Arc<BaseConsumer>, LogError> {
+    fn asker(&self) -> Result<Arc<Consumer>, LogError> {
         let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(asker) = &*asker {
             return Ok(asker.clone());
         }
         let mut config = self.config();
         config.set("enable.auto.commit", "false").set("group.id", "wardbell-asker");
-        let made: BaseConsumer = config.create().map_err(|error| refusal("making a client", &error))?;
+        let made: Consumer =
+            config.create_with_context(Context::default()).map_err(|error| refusal("making a client", &error))?;
         Ok(asker.insert(Arc::new(made)).clone())
     }
 
     fn admin<T>(
         &self,
         step: &str,
-        call: impl AsyncFnOnce(&AdminClient<rdkafka::client::DefaultClientContext>, &AdminOptions) -> Result<T, KafkaError>,
+        call: impl AsyncFnOnce(&AdminClient<Context>, &AdminOptions) -> Result<T, KafkaError>,
     ) -> Result<T, LogError> {
-        let client: AdminClient<_> = self.config().create().map_err(|error| refusal(step, &error))?;
+        let client: AdminClient<Context> =
+            self.config().create_with_context(Context::default()).map_err(|error| refusal(step, &error))?;
         let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT)).operation_timeout(Some(CALL_TIMEOUT));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -196,7 +199,8 @@ impl Log for KafkaLog {
         // With read_committed the broker answers only once no open transaction can move the offsets any more.
         config.set("enable.auto.commit", "false").set("group.id", group).set("isolation.level", "read_committed");
         let step = format!("asking for the committed offsets of group `{group}`");
-        let client: BaseConsumer = config.create().map_err(|error| refusal(&step, &error))?;
+        let client: Consumer =
+            config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
         let list = client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
         Ok(offsets_in(&list, partitions))
     }
@@ -393,12 +397,56 @@ fn wrong_settings(spec: &TopicSpec, partitions: Option<i32>, settings: &HashMap<
 #[derive(Clone, Default)]
 pub(crate) struct Context {
     events: Arc<Mutex<VecDeque<MemberEvent>>>,
+    /// The client is being closed: nobody serves events any more, so the callback answers them itself. Without an answer
+    /// closing would wait for ever.
+    closing: Arc<AtomicBool>,
+    outage: Outage,
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, _reason: &str) {
+        self.outage.heard(&error);
+    }
+}
+
+/// librdkafka's own lines; its errors are told once per outage by [`Outage`], so they are details here.
+fn log_client(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::error!(facility, "kafka client: {message}");
+        }
+        _ => tracing::debug!(facility, "kafka client: {message}"),
+    }
+}
+
+/// Tells the beginning and the end of an outage, once each.
+#[derive(Clone, Default)]
+struct Outage(Arc<AtomicBool>);
+
+impl Outage {
+    fn heard(&self, error: &KafkaError) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && !self.0.swap(true, Ordering::Relaxed) {
+            tracing::warn!("no broker answers; waiting for it, nothing is lost");
+        }
+    }
+
+    fn over(&self) {
+        if self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed) {
+            tracing::info!("the broker answers again");
+        }
+    }
+}
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if self.closing.load(Ordering::SeqCst) {
+            answer(consumer, error == ResponseError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, list);
+            return;
+        }
         let partitions: Vec<TopicPartition> = partitions_of(list);
         let event = match error {
             ResponseError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => MemberEvent::Assigned(partitions),
@@ -406,6 +454,20 @@ impl ConsumerContext for Context {
             _ => MemberEvent::Revoked(partitions),
         };
         self.lock().push_back(event);
+    }
+}
+
+/// Takes or gives back partitions without anybody working on them.
+fn answer(consumer: &BaseConsumer<Context>, assign: bool, list: &TopicPartitionList) {
+    let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+    let answered = match (assign, cooperative) {
+        (true, true) => consumer.incremental_assign(list),
+        (true, false) => consumer.assign(list),
+        (false, true) => consumer.incremental_unassign(list),
+        (false, false) => consumer.unassign(),
+    };
+    if let Err(error) = answered {
+        tracing::debug!(error = %error, "answering a rebalance while closing");
     }
 }
 
@@ -461,7 +523,10 @@ impl KafkaMember {
     fn poll(&mut self, wait: Duration) -> Result<bool, LogError> {
         let message = match self.consumer.poll(wait) {
             None => return Ok(false),
-            Some(Ok(message)) => message,
+            Some(Ok(message)) => {
+                self.context.outage.over();
+                message
+            }
             Some(Err(error)) => return Err(classify("reading from the broker", &error)),
         };
         let partition = TopicPartition::new(message.topic(), message.partition());
@@ -484,6 +549,20 @@ impl KafkaMember {
             _ => self.consumer.assign(&list),
         };
         result.map_err(|error| classify(step, &error))
+    }
+}
+
+impl Drop for KafkaMember {
+    fn drop(&mut self) {
+        self.context.closing.store(true, Ordering::SeqCst);
+        let waiting: Vec<MemberEvent> = self.context.lock().drain(..).collect();
+        for event in waiting {
+            let (assign, partitions) = match &event {
+                MemberEvent::Assigned(partitions) => (true, partitions),
+                MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => (false, partitions),
+            };
+            answer(&self.consumer, assign, &list_of(partitions));
+        }
     }
 }
 
@@ -673,6 +752,7 @@ type Delivery = (u64, Result<Appended, (RDKafkaErrorCode, String)>);
 #[derive(Clone, Default)]
 struct Deliveries {
     reports: Arc<Mutex<Vec<Delivery>>>,
+    outage: Outage,
 }
 
 impl Deliveries {
@@ -681,7 +761,15 @@ impl Deliveries {
     }
 }
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_client(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, _reason: &str) {
+        self.outage.heard(&error);
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = Box<u64>;
@@ -689,6 +777,7 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, token: Box<u64>) {
         let outcome = match result {
             Ok(message) => {
+                self.outage.over();
                 let append_us = match message.timestamp() {
                     Timestamp::LogAppendTime(ms) => Some(ms * 1_000),
                     _ => None,

@@ -43,3 +43,21 @@ impl Sink for JsonLines {
         Box::pin(std::future::ready(result))
     }
 }
+
+/// The same lines on standard output, for scripts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StdoutLines;
+
+impl Sink for StdoutLines {
+    fn deliver<'a>(&'a mut self, deliveries: &'a [Delivery]) -> Delivering<'a> {
+        let mut out = std::io::stdout().lock();
+        let mut result = Ok(());
+        for delivery in deliveries {
+            result = result.and_then(|()| serde_json::to_writer(&mut out, &delivery.alert).map_err(std::io::Error::from));
+            result = result.and_then(|()| out.write_all(b"\n"));
+        }
+        let result = result.and_then(|()| out.flush());
+        let step = "writing alerts to standard output".to_owned();
+        Box::pin(std::future::ready(result.map_err(|source| SinkError::Io { step, source })))
+    }
+}

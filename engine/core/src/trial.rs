@@ -9,7 +9,7 @@ use wardbell_schemas::control::{Control, ControlRecord};
 use wardbell_schemas::duration;
 use wardbell_schemas::reading::{Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
-use crate::partition::{Partition, Settings};
+use crate::partition::{Evaluated, Partition, Settings};
 
 /// What came of a case.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,8 @@ pub struct Trial {
     pub got: Vec<Content>,
     /// Expected and got side by side, in order; equal length where the case passed.
     pub pairs: Vec<Pair>,
+    /// What every evaluation saw and said.
+    pub trace: Vec<Evaluated>,
 }
 
 /// One line of the comparison.
@@ -48,16 +50,17 @@ pub fn settings() -> Settings {
 /// Runs a case. `set` holds the case's own rule (`own_rule`) and those it names; an expectation without a rule id means
 /// any transition that is not technical.
 pub fn run(case: &Case, set: &RuleSet, catalogue: &'static Catalogue) -> Trial {
-    let got = transitions(case, set, catalogue);
+    let (got, trace) = transitions(case, set, catalogue);
     let compared: Vec<usize> =
         (0..got.len()).filter(|i| !(case.ignore_technical && got[*i].kind == Kind::Technical)).collect();
     let pairs = align(&case.expect, &compared, &got);
-    Trial { got, pairs }
+    Trial { got, pairs, trace }
 }
 
-/// Everything a case causes, in order.
-pub fn transitions(case: &Case, set: &RuleSet, catalogue: &'static Catalogue) -> Vec<Content> {
+/// Everything a case causes, in order, and what evaluations saw.
+fn transitions(case: &Case, set: &RuleSet, catalogue: &'static Catalogue) -> (Vec<Content>, Vec<Evaluated>) {
     let mut partition = Partition::new(settings(), set, catalogue);
+    partition.start_trace();
     let of_patient = |(name, value): (&String, &f64), limit: bool| {
         let (patient, name, value) = (PATIENT.to_owned(), name.clone(), Some(*value));
         let control =
@@ -96,7 +99,8 @@ pub fn transitions(case: &Case, set: &RuleSet, catalogue: &'static Catalogue) ->
         }
     }
     partition.tick_record_clock(case.end_us);
-    partition.take_decided().into_iter().map(|decided| decided.content).collect()
+    let got = partition.take_decided().into_iter().map(|decided| decided.content).collect();
+    (got, partition.take_trace())
 }
 
 /// Whether a transition is what an entry means.

@@ -28,6 +28,8 @@ use crate::latency::Stage;
 
 /// What has arrived is gathered for at most this long: a batch is small, an alert does not wait.
 const GATHER: Duration = Duration::from_millis(5);
+/// Longest wait for the first record of a turn; events, outcomes and ticks are looked at in between.
+const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// Records of one turn.
 const RECORDS_MAX: usize = 5_000;
 /// Rows of one canonical batch; keeps a record far below the broker's limit of 1 MB.
@@ -211,7 +213,7 @@ impl<'a> Stand<'a> {
     }
 
     fn gather(&mut self, records: &mut Vec<(TopicPartition, Record)>) -> Result<(), LogError> {
-        let wait = Duration::from_millis(20).min(self.until_tick());
+        let wait = IDLE_WAIT.min(self.until_tick());
         self.member.read(RECORDS_MAX, wait, records)?;
         if records.is_empty() {
             return Ok(());
@@ -248,10 +250,12 @@ impl<'a> Stand<'a> {
                 None => turn.next_offsets.push((partition.clone(), next)),
             }
             self.reading.insert(partition.clone(), next);
-            let time = record.append_us.unwrap_or(record.time_us);
-            match turn.measured.last_mut() {
-                Some((known, count)) if *known == time => *count += 1,
-                _ => turn.measured.push((time, 1)),
+            // Without the broker's append time there is nothing to measure from.
+            if let Some(time) = record.append_us {
+                match turn.measured.last_mut() {
+                    Some((known, count)) if *known == time => *count += 1,
+                    _ => turn.measured.push((time, 1)),
+                }
             }
             if self.settings.record_clock {
                 self.ticks.record_time_us = self.ticks.record_time_us.max(Some(record.time_us));
@@ -389,9 +393,7 @@ impl<'a> Stand<'a> {
                     if let Some(append_us) = appended.append_us {
                         for (time, count) in turn.measured.drain(..) {
                             let latency = append_us - time;
-                            if !self.settings.record_clock {
-                                self.shared.statistics.latency.record_n(Stage::Normalize, None, latency, count);
-                            }
+                            self.shared.statistics.latency.record_n(Stage::Normalize, None, latency, count);
                         }
                     }
                 }
@@ -438,7 +440,7 @@ impl<'a> Stand<'a> {
     }
 
     fn until_tick(&self) -> Duration {
-        self.ticks.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
+        self.ticks.due.map_or(IDLE_WAIT, |due| due.saturating_duration_since(Instant::now()))
     }
 
     /// Ends of the source partitions are asked after the tick before was acknowledged; what they claim holds once we have

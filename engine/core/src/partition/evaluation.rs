@@ -1,7 +1,7 @@
 //! Evaluating rules: which are concerned, what they see, when their timers are due.
 
 use wardbell_rules::evaluate::Inputs;
-use wardbell_rules::ir::Function;
+use wardbell_rules::ir::{Function, Verdict};
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::TransitionKind;
 use wardbell_schemas::catalogue::Catalogue;
@@ -9,7 +9,7 @@ use wardbell_schemas::catalogue::Catalogue;
 use super::clocks::Timer;
 use super::plan::{Plan, RulePlan};
 use super::series::Series;
-use super::{KeyRef, Partition, Patient, RecordContext};
+use super::{Evaluated, KeyRef, Partition, Patient, RecordContext};
 use crate::episode::Moment;
 use crate::window::{self, Question};
 
@@ -163,6 +163,25 @@ impl Partition {
             at,
         };
         let (verdict, clear) = rule_plan.rule.evaluate(&mut view);
+        if let Some(trace) = &mut self.trace {
+            let readings = rule_plan.rule.readings(&mut view);
+            trace.push(Evaluated {
+                rule: rule_plan.rule.id.clone(),
+                patient: self.state.patient_names.name(patient).to_owned(),
+                key: match key {
+                    KeyRef::Series(series) => view.series[series as usize].key.clone(),
+                    KeyRef::Patient(_) => "-".to_owned(),
+                },
+                at,
+                raise: match verdict {
+                    Verdict::Unknown => "unknown",
+                    Verdict::False => "false",
+                    Verdict::True(priority) => priority.name(),
+                },
+                clear,
+                values: readings.into_iter().map(|(feature, value, _)| (feature.text.clone(), value)).collect(),
+            });
+        }
         self.scratch.reads = reads;
         let moment = Moment { at, clock, gap_us, restart_us };
         let mut steps = std::mem::take(&mut self.scratch.steps);
@@ -230,9 +249,9 @@ impl Partition {
             let id = self.episode_id(plan, rule, key, open.start);
             self.open.insert(id.0, (rule, key));
         }
-        let clock = self.key_clock(plan, rule, key);
         self.key_state_mut(plan, rule, key).armed = None;
-        self.arm_hold(plan, rule, key, clock);
+        // The key's clock may be another one now and past the due value already: then it fires with the next movement.
+        self.arm_hold(plan, rule, key, Micros::MIN);
     }
 
     /// A hold's timer fired: it may raise or escalate.

@@ -87,6 +87,20 @@ pub struct Decided {
     pub basis_us: Option<Micros>,
 }
 
+/// What one evaluation saw and said; kept only while tracing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluated {
+    pub rule: String,
+    pub patient: String,
+    pub key: String,
+    pub at: Micros,
+    /// `unknown`, `false` or the priority.
+    pub raise: &'static str,
+    pub clear: Option<bool>,
+    /// Function and value of everything the rule reads; `None` is unknown.
+    pub values: Vec<(String, Option<f64>)>,
+}
+
 /// Why a batch or record could not be applied. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -216,6 +230,8 @@ pub struct Partition {
     outcomes: OutcomeCounts,
     message_faults: u64,
     decided: Vec<Decided>,
+    /// What evaluations saw, if somebody wants to know.
+    trace: Option<Vec<Evaluated>>,
     scratch: Scratch,
     /// Names of the row before, most often those of this one.
     names_before: NamesBefore,
@@ -287,6 +303,7 @@ impl Partition {
             outcomes: OutcomeCounts::default(),
             message_faults: 0,
             decided: Vec::new(),
+            trace: None,
             scratch: Scratch::default(),
             names_before: NamesBefore::default(),
         };
@@ -311,6 +328,15 @@ impl Partition {
     /// Patients, series and open physiological episodes right now.
     pub fn sizes(&self) -> (usize, usize, usize) {
         (self.state.patients.len(), self.series_by_key.len(), self.open.len())
+    }
+
+    /// Keeps from now on what every evaluation saw and said; for explanations, not for production.
+    pub fn start_trace(&mut self) {
+        self.trace = Some(Vec::new());
+    }
+
+    pub fn take_trace(&mut self) -> Vec<Evaluated> {
+        self.trace.take().unwrap_or_default()
     }
 
     /// Transitions decided since the last call, in order.

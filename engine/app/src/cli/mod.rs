@@ -1,0 +1,74 @@
+//! The command line. Exit code 0: all well; 1: the command's own finding; 2: wrong use or configuration, or nothing found
+//! to work on.
+
+mod check;
+mod demo;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// All well.
+const OK: u8 = 0;
+/// The command found what it looks for: a failed case, a fault, a broken budget.
+const FINDING: u8 = 1;
+/// Wrong use or configuration, or nothing to work on.
+const MISUSE: u8 = 2;
+
+/// Stream-processing clinical alerting: readings from medical devices in, alerts out, with their latency.
+///
+/// A component, not a medical device.
+#[derive(Debug, Parser)]
+#[command(name = "wardbell", version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Arguments),
+    Run(run::Arguments),
+    Check(check::Arguments),
+    Test(test::Arguments),
+}
+
+/// Runs the command that was typed.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { MISUSE } else { OK };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let code = match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+    };
+    ExitCode::from(code)
+}
+
+/// Logs to standard error; `WARDBELL_LOG` takes a filter such as `debug` or `wardbell=debug`.
+fn start_logs(quiet: bool) {
+    let default = if quiet { "error" } else { "info" };
+    let filter = EnvFilter::try_from_env("WARDBELL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A second call (in tests) finds a subscriber already there, which is as good.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+}
+
+/// Standard error is a terminal that shows colors.
+fn colored() -> bool {
+    use std::io::IsTerminal;
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
