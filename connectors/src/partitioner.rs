@@ -35,7 +35,9 @@ mod tests {
     #[test]
     fn the_hash_is_kafkas() {
         // Known answers of Kafka's own `Utils.murmur2`.
-        for (text, hash) in [("21", -973_932_308_i32), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536)] {
+        for (text, hash) in
+            [("21", -973_932_308_i32), ("foobar", -790_332_482), ("a-little-bit-long-string", -985_981_536)]
+        {
             assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
         }
     }

@@ -162,7 +162,11 @@ fn append_times_are_the_brokers_or_the_producers_as_the_topic_says(log: Arc<dyn 
     let stamped = |topic: &str| Outgoing { time_us: Some(1_700_000_000_123_000), ..outgoing(topic, 0, "x") };
     let appended = append(&*log, &[stamped(&by_broker), stamped(&by_producer)]);
     let read = (read_all(&*log, &by_broker, 0, 1), read_all(&*log, &by_producer, 0, 1));
-    assert_eq!(appended[0].append_us, Some(read.0[0].time_us), "the append time is told to the writer and to the reader");
+    assert_eq!(
+        appended[0].append_us,
+        Some(read.0[0].time_us),
+        "the append time is told to the writer and to the reader"
+    );
     assert_eq!(read.0[0].append_us, Some(read.0[0].time_us));
     assert!(read.0[0].time_us > 1_700_000_000_123_000);
     assert_eq!(read.1[0].time_us, 1_700_000_000_123_000);

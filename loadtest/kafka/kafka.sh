@@ -326,11 +326,6 @@ group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 num.network.threads=2
 num.io.threads=4
-
-# The broker's own session with its controller, not that of consumer groups. A
-# broker that was killed must wait until its old session is over (default 9 s).
-broker.session.timeout.ms=3000
-broker.heartbeat.interval.ms=500
 EOF
     if [[ -s $dir/set.conf ]]; then
       printf '\n# From --set.\n'

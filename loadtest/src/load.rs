@@ -52,13 +52,7 @@ struct Vital {
 }
 
 const fn vital(signal: &'static str, unit: &'static str, middle: f64, between: f64, within: f64) -> Vital {
-    Vital {
-        signal,
-        unit,
-        middle,
-        between,
-        within,
-    }
+    Vital { signal, unit, middle, between, within }
 }
 
 const SPO2: usize = 0;
@@ -97,11 +91,7 @@ pub fn run(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<bool> {
 fn load(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<LoadReport> {
     let n_records = records_planned(args);
     if n_records == 0 {
-        bail!(
-            "--rate {} --for {} is not one record; send longer",
-            args.rate,
-            duration::print(args.duration_us)
-        );
+        bail!("--rate {} --for {} is not one record; send longer", args.rate, duration::print(args.duration_us));
     }
     let topic = SourceTopic::prepare(log, &args.topic, args.partitions, StampedBy::Broker)?;
     let watch = AlertWatch::begin(log, &args.alerts_topic)?;
@@ -152,10 +142,7 @@ fn send(
     alerts_seen: &AtomicU64,
 ) -> Result<Sent> {
     let mut progress = Progress::new("load", n_records);
-    let mut outgoing = Outgoing {
-        topic: topic.name.clone(),
-        ..Outgoing::default()
-    };
+    let mut outgoing = Outgoing { topic: topic.name.clone(), ..Outgoing::default() };
     let mut lag_max = Duration::ZERO;
     let (start_us, start) = (clock.now_us(), Instant::now());
     for i in 0..n_records {
@@ -167,8 +154,7 @@ fn send(
         }
         lag_max = lag_max.max(start.elapsed().saturating_sub(due_after));
         // The reading was taken when it was due, however late it is sent.
-        ward.fill(&mut outgoing, i, due_after.as_micros() as Micros, start_us)
-            .context("writing a record as JSON")?;
+        ward.fill(&mut outgoing, i, due_after.as_micros() as Micros, start_us).context("writing a record as JSON")?;
         if !sender.send(&outgoing, args.readings_per_record) {
             break;
         }
@@ -180,19 +166,10 @@ fn send(
     sender.finish(|counts| progress.show(counts.records_acknowledged, || remark(lag_max, alerts_seen)));
     let seconds = start.elapsed().as_secs_f64();
     let counts = sender.counts();
-    settle(args.settle_us, || {
-        progress.show(counts.records_acknowledged, || remark(lag_max, alerts_seen))
-    });
+    settle(args.settle_us, || progress.show(counts.records_acknowledged, || remark(lag_max, alerts_seen)));
     progress.finish();
     let fault = sender.fault().map(str::to_owned);
-    Ok(Sent {
-        records_planned: n_records,
-        counts,
-        rate_planned: args.rate,
-        seconds,
-        lag_max,
-        fault,
-    })
+    Ok(Sent { records_planned: n_records, counts, rate_planned: args.rate, seconds, lag_max, fault })
 }
 
 /// Gives the last alerts time to come.
@@ -236,22 +213,11 @@ impl Ward {
             let mut habit = [0.0; N_VITALS].map(|_: f64| either_way(&mut rng));
             habit[PULSE_RATE] = habit[HEART_RATE];
             let phase = (index < n_deteriorating).then(|| CYCLE * index as Micros / n_deteriorating as Micros);
-            Patient {
-                partition: topic.partition(&id),
-                device: format!("monitor-{index:05}"),
-                id,
-                habit,
-                phase,
-            }
+            Patient { partition: topic.partition(&id), device: format!("monitor-{index:05}"), id, habit, phase }
         };
         let patients = (0..args.patients).map(patient).collect();
         let n_signals = args.readings_per_record.max(SIGNALS_MIN);
-        Self {
-            patients,
-            readings_per_record: args.readings_per_record,
-            n_signals,
-            rng,
-        }
+        Self { patients, readings_per_record: args.readings_per_record, n_signals, rng }
     }
 
     /// Makes `outgoing` the `i`th record. Patients take turns, and the signals of each patient take turns.
@@ -277,13 +243,7 @@ impl Ward {
                 json.write_all(b",")?;
             }
             json.write_all(b"{")?;
-            write_reading(
-                json,
-                patient,
-                (n_before + n) % self.n_signals,
-                elapsed_us,
-                &mut self.rng,
-            )?;
+            write_reading(json, patient, (n_before + n) % self.n_signals, elapsed_us, &mut self.rng)?;
             json.write_all(b"}")?;
         }
         json.write_all(b"]}")
@@ -307,11 +267,7 @@ impl Patient {
     fn value(&self, index: usize, elapsed_us: Micros, rng: &mut Rng) -> f64 {
         let vital = &VITALS[index];
         let is_low = index == SPO2 && self.phase.is_some_and(|phase| (phase + elapsed_us) % CYCLE < LOW);
-        let middle = if is_low {
-            LOW_SPO2
-        } else {
-            vital.middle + vital.between * self.habit[index]
-        };
+        let middle = if is_low { LOW_SPO2 } else { vital.middle + vital.between * self.habit[index] };
         middle + vital.within * either_way(rng)
     }
 }
@@ -390,40 +346,21 @@ mod tests {
     fn every_series_gets_its_even_share_of_the_rate() {
         for (per_record, n_signals) in [("1", 4), ("3", 4), ("6", 6)] {
             let log = log_with_alerts_topic();
-            let more = [
-                "--partitions",
-                "3",
-                "--patients",
-                "5",
-                "--rate",
-                "6000",
-                "--for",
-                "200ms",
-            ];
-            let report = load(
-                &args(&[&more[..], &["--readings-per-record", per_record]].concat()),
-                &log,
-                &SystemClock,
-            );
+            let more = ["--partitions", "3", "--patients", "5", "--rate", "6000", "--for", "200ms"];
+            let report = load(&args(&[&more[..], &["--readings-per-record", per_record]].concat()), &log, &SystemClock);
             let report = report.unwrap();
             assert!(report.ok, "{report}");
             let counts = readings(&records(&log, 3));
             assert_eq!(counts.values().sum::<u64>(), 1_200, "{per_record} readings per record");
             assert_eq!(counts.len(), 5 * n_signals, "{per_record} readings per record");
             let expected = 1_200 / (5 * n_signals as u64);
-            assert!(
-                counts.values().all(|count| *count == expected),
-                "{per_record} readings per record: {counts:?}"
-            );
+            assert!(counts.values().all(|count| *count == expected), "{per_record} readings per record: {counts:?}");
         }
     }
 
     #[test]
     fn a_share_of_patients_is_low_for_a_third_of_the_time_and_the_others_never() {
-        let topic = SourceTopic {
-            name: "devices".to_owned(),
-            n_partitions: 3,
-        };
+        let topic = SourceTopic { name: "devices".to_owned(), n_partitions: 3 };
         let ward = Ward::new(&args(&["--patients", "40", "--deteriorating", "25%"]), &topic);
         let mut rng = Rng::with_seed(1);
         let mut n_low = [0; 40];
@@ -436,11 +373,7 @@ mod tests {
         }
         assert_eq!(n_low[..10], [80; 10]);
         assert_eq!(n_low[10..], [0; 30]);
-        let low_at_once = ward
-            .patients
-            .iter()
-            .filter(|patient| patient.value(SPO2, 0, &mut rng) < 90.0)
-            .count();
+        let low_at_once = ward.patients.iter().filter(|patient| patient.value(SPO2, 0, &mut rng) < 90.0).count();
         assert_eq!(low_at_once, 4, "phases are spread");
     }
 
@@ -456,10 +389,7 @@ mod tests {
     fn what_is_missing_is_named_with_its_remedy() {
         let log = MemoryLog::new(Arc::new(SystemClock));
         let fault = format!("{:#}", load(&args(&[]), &log, &SystemClock).unwrap_err());
-        assert!(
-            fault.contains("`wardbell.alerts`") && fault.contains("wardbell run"),
-            "{fault}"
-        );
+        assert!(fault.contains("`wardbell.alerts`") && fault.contains("wardbell run"), "{fault}");
         let fault = format!("{:#}", load(&args(&["--for", "0s"]), &log, &SystemClock).unwrap_err());
         assert!(fault.contains("not one record"), "{fault}");
     }

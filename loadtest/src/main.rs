@@ -212,9 +212,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 /// A share from 0 to 1, written as a percentage.
 fn parse_percent(text: &str) -> Result<f64, String> {
-    let percent = text
-        .strip_suffix('%')
-        .and_then(|number| number.trim().parse::<f64>().ok());
+    let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
     match percent {
         Some(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
         _ => Err("expected a percentage from 0% to 100%, like `5%`".to_owned()),
@@ -223,11 +221,7 @@ fn parse_percent(text: &str) -> Result<f64, String> {
 
 fn parse_duration(text: &str) -> Result<Micros, String> {
     let us = duration::parse(text)?;
-    if us < 0 {
-        Err(format!("`{text}` is negative"))
-    } else {
-        Ok(us)
-    }
+    if us < 0 { Err(format!("`{text}` is negative")) } else { Ok(us) }
 }
 
 #[cfg(test)]
@@ -244,39 +238,17 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_help() {
         let cli = Cli::try_parse_from(["loadtest", "load", "--topic", "t"]).unwrap();
-        let Command::Load(args) = cli.command else {
-            panic!("another command")
-        };
-        assert_eq!(
-            (args.rate, args.patients, args.readings_per_record),
-            (20_000.0, 2_000, 1)
-        );
-        assert_eq!(
-            (args.duration_us, args.settle_us, args.deteriorating),
-            (60_000_000, 10_000_000, 0.05)
-        );
-        assert_eq!(
-            (args.broker.brokers.as_str(), args.alerts_topic.as_str()),
-            ("127.0.0.1:9092", "wardbell.alerts")
-        );
+        let Command::Load(args) = cli.command else { panic!("another command") };
+        assert_eq!((args.rate, args.patients, args.readings_per_record), (20_000.0, 2_000, 1));
+        assert_eq!((args.duration_us, args.settle_us, args.deteriorating), (60_000_000, 10_000_000, 0.05));
+        assert_eq!((args.broker.brokers.as_str(), args.alerts_topic.as_str()), ("127.0.0.1:9092", "wardbell.alerts"));
     }
 
     #[test]
     fn options_go_to_librdkafka_as_they_are_written() {
-        let words = [
-            "loadtest",
-            "load",
-            "--topic",
-            "t",
-            "--option",
-            "linger.ms=5",
-            "--option",
-            "client.id=a=b",
-        ];
+        let words = ["loadtest", "load", "--topic", "t", "--option", "linger.ms=5", "--option", "client.id=a=b"];
         let cli = Cli::try_parse_from(words).unwrap();
-        let Command::Load(args) = cli.command else {
-            panic!("another command")
-        };
+        let Command::Load(args) = cli.command else { panic!("another command") };
         let expected =
             [("linger.ms", "5"), ("client.id", "a=b")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(args.broker.option, expected);
@@ -303,16 +275,7 @@ mod tests {
 
     #[test]
     fn a_start_without_record_time_is_wrong_use() {
-        let words = [
-            "loadtest",
-            "replay",
-            "--file",
-            "f",
-            "--topic",
-            "t",
-            "--start",
-            "2026-03-01T00:00:00Z",
-        ];
+        let words = ["loadtest", "replay", "--file", "f", "--topic", "t", "--start", "2026-03-01T00:00:00Z"];
         assert!(Cli::try_parse_from(words).is_err());
         assert!(Cli::try_parse_from(words.into_iter().chain(["--record-time"])).is_ok());
     }

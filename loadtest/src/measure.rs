@@ -53,10 +53,7 @@ impl AlertWatch {
             let step = || format!("reading alerts topic `{topic}`, partition {partition}");
             let (_, end_offset) = log.offsets(topic, partition).with_context(step)?;
             let from = TopicPartition::new(topic, partition);
-            readers.push(
-                log.reader(&from, end_offset, Isolation::ReadCommitted)
-                    .with_context(step)?,
-            );
+            readers.push(log.reader(&from, end_offset, Isolation::ReadCommitted).with_context(step)?);
         }
         Ok(Self { readers })
     }
@@ -138,10 +135,7 @@ impl AlertTally {
     }
 
     fn take(&mut self, record: &Record, now_us: Micros) {
-        let alert = record
-            .value
-            .as_deref()
-            .and_then(|value| serde_json::from_slice::<Alert>(value).ok());
+        let alert = record.value.as_deref().and_then(|value| serde_json::from_slice::<Alert>(value).ok());
         let Some(alert) = alert else {
             self.unreadable += 1;
             return;
@@ -152,12 +146,7 @@ impl AlertTally {
         }
         let AlertData { content, measured } = alert.data;
         self.alerts += 1;
-        *self
-            .by_rule
-            .entry(content.rule.id)
-            .or_default()
-            .entry(content.transition.name())
-            .or_default() += 1;
+        *self.by_rule.entry(content.rule.id).or_default().entry(content.transition.name()).or_default() += 1;
         if measured.basis_us <= 0 {
             self.without_basis += 1;
             return;
@@ -166,11 +155,7 @@ impl AlertTally {
             self.before_append += 1;
             0
         });
-        let histogram = if content.by_timer {
-            &mut self.by_timer
-        } else {
-            &mut self.by_reading
-        };
+        let histogram = if content.by_timer { &mut self.by_timer } else { &mut self.by_reading };
         histogram.saturating_record(latency_us);
     }
 
@@ -189,9 +174,7 @@ impl AlertTally {
 }
 
 fn timer_path(path: &Path) -> PathBuf {
-    let extension = path
-        .extension()
-        .map_or_else(String::new, |extension| format!(".{}", extension.to_string_lossy()));
+    let extension = path.extension().map_or_else(String::new, |extension| format!(".{}", extension.to_string_lossy()));
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.timer{extension}"))
 }
@@ -203,20 +186,12 @@ fn distribution(histogram: &Histogram<u64>) -> String {
     for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         n_below += step.count_since_last_iteration();
         let (value_ms, quantile) = (ms(step.value_iterated_to()), step.quantile_iterated_to());
-        let inverse = if quantile < 1.0 {
-            format!(" {:>14.2}", 1.0 / (1.0 - quantile))
-        } else {
-            String::new()
-        };
+        let inverse = if quantile < 1.0 { format!(" {:>14.2}", 1.0 / (1.0 - quantile)) } else { String::new() };
         lines.push(format!("{value_ms:>12.3} {quantile:>14.12} {n_below:>10}{inverse}"));
     }
     let (mean, deviation) = (histogram.mean() / 1_000.0, histogram.stdev() / 1_000.0);
     lines.push(format!("#[Mean    = {mean:>12.3}, StdDeviation   = {deviation:>12.3}]"));
-    lines.push(format!(
-        "#[Max     = {:>12.3}, Total count    = {:>12}]",
-        ms(histogram.max()),
-        histogram.len()
-    ));
+    lines.push(format!("#[Max     = {:>12.3}, Total count    = {:>12}]", ms(histogram.max()), histogram.len()));
     lines.push(String::new());
     lines.join("\n")
 }
@@ -329,11 +304,7 @@ impl LoadReport {
         writeln!(f, "sending")?;
         for (name, readings, records) in [
             ("sent", counts.readings_sent, counts.records_sent),
-            (
-                "acknowledged",
-                counts.readings_acknowledged,
-                counts.records_acknowledged,
-            ),
+            ("acknowledged", counts.readings_acknowledged, counts.records_acknowledged),
             ("failed", counts.readings_failed, counts.records_failed),
         ] {
             let (readings, records) = (HumanCount(readings).to_string(), HumanCount(records).to_string());
@@ -341,11 +312,7 @@ impl LoadReport {
         }
         let n_missing = self.records_planned - counts.records_sent;
         if n_missing > 0 {
-            writeln!(
-                f,
-                "  not sent any more: {} records of the schedule",
-                HumanCount(n_missing)
-            )?;
+            writeln!(f, "  not sent any more: {} records of the schedule", HumanCount(n_missing))?;
         }
         let (achieved, planned) = (self.rate_achieved, self.rate_planned);
         writeln!(
@@ -381,23 +348,13 @@ impl LoadReport {
     fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "latency in ms, from source append to a read-committed reader")?;
         let [by, count, p50, p90, p99, p99_9, max] = ["decided by", "count", "p50", "p90", "p99", "p99.9", "max"];
-        writeln!(
-            f,
-            "  {by:<12}{count:>12}{p50:>10}{p90:>10}{p99:>10}{p99_9:>10}{max:>10}"
-        )?;
-        let rows = [
-            ("a reading", &self.latency_ms.by_reading),
-            ("a timer", &self.latency_ms.by_timer),
-        ];
+        writeln!(f, "  {by:<12}{count:>12}{p50:>10}{p90:>10}{p99:>10}{p99_9:>10}{max:>10}")?;
+        let rows = [("a reading", &self.latency_ms.by_reading), ("a timer", &self.latency_ms.by_timer)];
         for (by, latency) in rows {
             write!(f, "  {by:<12}{:>12}", latency.count)?;
             for value_ms in [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max] {
                 // Zero would read as a measured value.
-                let text = if latency.count > 0 {
-                    format!("{value_ms:.1}")
-                } else {
-                    "-".to_owned()
-                };
+                let text = if latency.count > 0 { format!("{value_ms:.1}") } else { "-".to_owned() };
                 write!(f, "{text:>10}")?;
             }
             writeln!(f)?;
@@ -414,12 +371,8 @@ impl fmt::Display for LoadReport {
         for fault in &self.faults {
             writeln!(f, "fault: {fault}")?;
         }
-        f.write_str(if self.ok {
-            "ok"
-        } else {
-            "NOT OK: see above what was lost, doubled or broken"
-        })?;
-        f.write_char('\n')
+        f.write_str(if self.ok { "ok" } else { "NOT OK: see above what was lost, doubled or broken" })?;
+        f.write_str("\n")
     }
 }
 
@@ -441,11 +394,7 @@ mod tests {
             kind: Kind::Physiological,
             priority: Priority::High,
             site: "test".to_owned(),
-            rule: RuleReference {
-                id: "spo2-low".to_owned(),
-                version: 1,
-                hash: "ab".to_owned(),
-            },
+            rule: RuleReference { id: "spo2-low".to_owned(), version: 1, hash: "ab".to_owned() },
             raised_by_version: 1,
             patient: "load-00001".to_owned(),
             key: "monitor-00001/spo2/-".to_owned(),
@@ -461,10 +410,7 @@ mod tests {
             event_time: None,
             flags: Vec::new(),
         };
-        let measured = Measured {
-            basis_us,
-            ..Measured::default()
-        };
+        let measured = Measured { basis_us, ..Measured::default() };
         record(serde_json::to_vec(&Alert::new(content, measured)).unwrap())
     }
 
@@ -488,14 +434,7 @@ mod tests {
             readings_acknowledged: records_acknowledged,
             ..SendCounts::default()
         };
-        Sent {
-            records_planned: 10,
-            counts,
-            rate_planned: 5.0,
-            seconds: 2.0,
-            lag_max: Duration::ZERO,
-            fault: None,
-        }
+        Sent { records_planned: 10, counts, rate_planned: 5.0, seconds: 2.0, lag_max: Duration::ZERO, fault: None }
     }
 
     fn tally(records: &[(Record, Micros)]) -> AlertTally {
@@ -519,22 +458,11 @@ mod tests {
         ]);
         assert_eq!((tally.alerts, tally.duplicates, tally.unreadable), (4, 1, 1));
         assert_eq!((tally.without_basis, tally.before_append), (1, 1));
-        assert_eq!(
-            tally.by_rule["spo2-low"],
-            BTreeMap::from([("cleared", 1), ("raised", 3)])
-        );
+        assert_eq!(tally.by_rule["spo2-low"], BTreeMap::from([("cleared", 1), ("raised", 3)]));
         assert_eq!((tally.by_reading.len(), tally.by_timer.len()), (2, 1));
         let report = LoadReport::new(sent(10), tally);
-        assert!(
-            (report.latency_ms.by_reading.max - 20.0).abs() < 0.1,
-            "{:?}",
-            report.latency_ms
-        );
-        assert!(
-            (report.latency_ms.by_timer.p50 - 90.0).abs() < 0.1,
-            "{:?}",
-            report.latency_ms
-        );
+        assert!((report.latency_ms.by_reading.max - 20.0).abs() < 0.1, "{:?}", report.latency_ms);
+        assert!((report.latency_ms.by_timer.p50 - 90.0).abs() < 0.1, "{:?}", report.latency_ms);
         assert!(!report.ok, "an id came twice");
     }
 
@@ -547,10 +475,7 @@ mod tests {
             let report = LoadReport::new(sent(n_acknowledged), tally(records));
             assert_eq!(report.ok, ok, "{n_acknowledged} acknowledged, {} alerts", records.len());
         }
-        let broken = Sent {
-            fault: Some("appending: broken".to_owned()),
-            ..sent(10)
-        };
+        let broken = Sent { fault: Some("appending: broken".to_owned()), ..sent(10) };
         assert!(!LoadReport::new(broken, tally(&once)).ok);
     }
 
@@ -576,17 +501,10 @@ mod tests {
             histogram.saturating_record(us);
         }
         let text = distribution(&histogram);
-        let last = text
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .next_back()
-            .unwrap();
+        let last = text.lines().rfind(|line| !line.is_empty() && !line.starts_with('#')).unwrap();
         let cells: Vec<&str> = last.split_whitespace().collect();
         assert_eq!(cells[1..], ["1.000000000000", "4"]);
-        assert_eq!(
-            timer_path(Path::new("out/latency.hgrm")),
-            Path::new("out/latency.timer.hgrm")
-        );
+        assert_eq!(timer_path(Path::new("out/latency.hgrm")), Path::new("out/latency.timer.hgrm"));
         assert_eq!(timer_path(Path::new("latency")), Path::new("latency.timer"));
     }
 }

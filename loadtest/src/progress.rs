@@ -23,12 +23,7 @@ impl Progress {
     pub fn new(what: &'static str, n_records: u64) -> Self {
         let bar =
             (stdout().is_terminal() && stderr().is_terminal()).then(|| ProgressBar::new(n_records).with_style(style()));
-        Self {
-            bar,
-            what,
-            n_records,
-            shown: Instant::now(),
-        }
+        Self { bar, what, n_records, shown: Instant::now() }
     }
 
     /// Shows `done` records and a remark, if it is time to; may be called as often as there are records.
@@ -43,13 +38,9 @@ impl Progress {
                 bar.set_position(done);
                 bar.set_message(remark());
             }
-            None => eprintln!(
-                "{}: {} of {} records, {}",
-                self.what,
-                HumanCount(done),
-                HumanCount(self.n_records),
-                remark()
-            ),
+            None => {
+                eprintln!("{}: {} of {} records, {}", self.what, HumanCount(done), HumanCount(self.n_records), remark())
+            }
         }
     }
 

@@ -98,11 +98,7 @@ pub fn read(path: &Path, stays_max: Option<u64>) -> Result<Recording> {
     let step = || format!("reading recording `{}`", path.display());
     let mut file = BufReader::new(File::open(path).with_context(step)?);
     let is_gzip = file.fill_buf().with_context(step)?.starts_with(&GZIP_MAGIC);
-    let recording = if is_gzip {
-        parse(MultiGzDecoder::new(file), stays_max)
-    } else {
-        parse(file, stays_max)
-    };
+    let recording = if is_gzip { parse(MultiGzDecoder::new(file), stays_max) } else { parse(file, stays_max) };
     recording.with_context(step)
 }
 
@@ -111,10 +107,7 @@ fn parse(input: impl Read, stays_max: Option<u64>) -> Result<Recording> {
     let mut rows = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let header = rows.headers().context("its first line is not a CSV header")?.clone();
     let names: Vec<&str> = header.iter().collect();
-    let mut draft = Draft {
-        stays_max,
-        ..Draft::default()
-    };
+    let mut draft = Draft { stays_max, ..Draft::default() };
     match names.as_slice() {
         ["minute", columns @ ..] if !columns.is_empty() => read_bedside(&mut rows, columns, &mut draft)?,
         ["stay", "time", "parameter", "value"] => read_icu(&mut rows, &mut draft)?,
@@ -152,18 +145,10 @@ fn read_bedside<R: Read>(rows: &mut csv::Reader<R>, columns: &[&str], draft: &mu
         let at_us = at_us.with_context(|| format!("`minute` is `{}`, not a number", &row[0]))?;
         let mut readings = Vec::with_capacity(channels.len());
         for (channel, text) in channels.iter().zip(row.iter().skip(1)) {
-            readings.push(Reading {
-                channel: channel.clone(),
-                value: recorded_value(text)?,
-            });
+            readings.push(Reading { channel: channel.clone(), value: recorded_value(text)? });
         }
         // Not joined with a row of the same minute: such defects are what a recording is replayed for.
-        draft.recording.entries.push(Entry {
-            patient: patient.clone(),
-            device: device.clone(),
-            at_us,
-            readings,
-        });
+        draft.recording.entries.push(Entry { patient: patient.clone(), device: device.clone(), at_us, readings });
         Ok(())
     })
 }
@@ -172,23 +157,15 @@ fn read_bedside<R: Read>(rows: &mut csv::Reader<R>, columns: &[&str], draft: &mu
 fn column_channel(column: &str) -> Channel {
     let (label, unit) = column.split_once('(').unwrap_or((column, ""));
     let unit = unit.trim_end_matches(')').trim();
-    Channel {
-        signal: label.trim().to_owned(),
-        unit: Some(unit.to_owned()).filter(|unit| !unit.is_empty()),
-    }
+    Channel { signal: label.trim().to_owned(), unit: Some(unit.to_owned()).filter(|unit| !unit.is_empty()) }
 }
 
 fn read_icu<R: Read>(rows: &mut csv::Reader<R>, draft: &mut Draft) -> Result<()> {
     let channel = |signal: &str, unit: Option<&str>| {
-        Rc::new(Channel {
-            signal: signal.to_owned(),
-            unit: unit.map(str::to_owned),
-        })
+        Rc::new(Channel { signal: signal.to_owned(), unit: unit.map(str::to_owned) })
     };
-    let channels: HashMap<&str, Rc<Channel>> = ICU_PARAMETERS
-        .iter()
-        .map(|(parameter, signal, unit)| (*parameter, channel(signal, *unit)))
-        .collect();
+    let channels: HashMap<&str, Rc<Channel>> =
+        ICU_PARAMETERS.iter().map(|(parameter, signal, unit)| (*parameter, channel(signal, *unit))).collect();
     each_row(rows, |row| {
         let (stay, parameter) = (&row[0], &row[2]);
         let patient = format!("stay-{stay}");
@@ -200,10 +177,7 @@ fn read_icu<R: Read>(rows: &mut csv::Reader<R>, draft: &mut Draft) -> Result<()>
             return Ok(());
         };
         let at_us = hours_and_minutes(&row[1])?;
-        let reading = Reading {
-            channel: channel.clone(),
-            value: recorded_value(&row[3])?,
-        };
+        let reading = Reading { channel: channel.clone(), value: recorded_value(&row[3])? };
         draft.push(&patient, &format!("monitor-{stay}"), at_us, reading);
         Ok(())
     })
@@ -227,17 +201,9 @@ fn read_canonical<R: Read>(rows: &mut csv::Reader<R>, draft: &mut Draft) -> Resu
             return Ok(());
         }
         let unit = row.get(5).filter(|unit| !unit.is_empty()).map(str::to_owned);
-        let channel = Channel {
-            signal: signal.to_owned(),
-            unit,
-        };
-        let channel = channels
-            .entry(channel)
-            .or_insert_with_key(|channel| Rc::new(channel.clone()));
-        let reading = Reading {
-            channel: channel.clone(),
-            value: recorded_value(&row[4])?,
-        };
+        let channel = Channel { signal: signal.to_owned(), unit };
+        let channel = channels.entry(channel).or_insert_with_key(|channel| Rc::new(channel.clone()));
+        let reading = Reading { channel: channel.clone(), value: recorded_value(&row[4])? };
         draft.push(patient, device, calendar_time(&row[3])?, reading);
         Ok(())
     })
@@ -313,12 +279,7 @@ impl Draft {
         }
         let patient = shared(&mut self.patients, patient);
         let device = shared(&mut self.devices, device);
-        self.recording.entries.push(Entry {
-            patient,
-            device,
-            at_us,
-            readings: vec![reading],
-        });
+        self.recording.entries.push(Entry { patient, device, at_us, readings: vec![reading] });
     }
 }
 
@@ -359,22 +320,12 @@ stay,time,parameter,value
     /// One line per entry: minutes, patient, device, readings.
     fn table(recording: &Recording) -> Vec<String> {
         let reading = |reading: &Reading| {
-            let unit = reading
-                .channel
-                .unit
-                .as_ref()
-                .map_or_else(String::new, |unit| format!(" {unit}"));
+            let unit = reading.channel.unit.as_ref().map_or_else(String::new, |unit| format!(" {unit}"));
             format!("{}={}{unit}", reading.channel.signal, reading.value)
         };
         let line = |entry: &Entry| {
             let readings: Vec<String> = entry.readings.iter().map(reading).collect();
-            format!(
-                "{} {} {} {}",
-                entry.at_us / MINUTE,
-                entry.patient,
-                entry.device,
-                readings.join(", ")
-            )
+            format!("{} {} {} {}", entry.at_us / MINUTE, entry.patient, entry.device, readings.join(", "))
         };
         recording.entries.iter().map(line).collect()
     }
@@ -411,11 +362,8 @@ stay,time,parameter,value
                 "60 stay-7 monitor-7 wbc=1.011e+04 10*9/L",
             ]
         );
-        let not_mapped: Vec<(&str, u64)> = recording
-            .not_mapped
-            .iter()
-            .map(|(name, count)| (name.as_str(), *count))
-            .collect();
+        let not_mapped: Vec<(&str, u64)> =
+            recording.not_mapped.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         assert_eq!(not_mapped, [("Age", 2), ("RecordID", 1), ("SaO2", 1)]);
     }
 
@@ -447,10 +395,7 @@ q,d,spo2,1772360129000,94,%
         );
         assert!(recording.is_dated);
         assert_eq!(recording.entries[1].at_us, 1_772_360_130_000_000);
-        let without_unit = parse(
-            "patient,device,signal,time,value\np,d,pH,1772360130123456,7.4\n".as_bytes(),
-            None,
-        );
+        let without_unit = parse("patient,device,signal,time,value\np,d,pH,1772360130123456,7.4\n".as_bytes(), None);
         assert_eq!(without_unit.unwrap().entries[0].at_us, 1_772_360_130_123_456);
     }
 
@@ -469,19 +414,10 @@ q,d,spo2,1772360129000,94,%
     fn a_fault_names_the_line_and_what_was_expected() {
         for (text, parts) in [
             ("a,b\n1,2\n", ["`a,b` is of no known format", "minute,HR (bpm)"]),
-            (
-                "stay,time,parameter,value\n7,00:07,HR,1\n7,0:61,HR,1\n",
-                ["line 3", "expected HH:MM"],
-            ),
+            ("stay,time,parameter,value\n7,00:07,HR,1\n7,0:61,HR,1\n", ["line 3", "expected HH:MM"]),
             ("minute,HR (bpm)\nsoon,1\n", ["line 2", "`minute` is `soon`"]),
-            (
-                "patient,device,signal,time,value\np,d,HR,2026-03-01T10:15:30,1\n",
-                ["line 2", "zone or offset"],
-            ),
-            (
-                "patient,device,signal,time,value\np,d,HR,17,1\n",
-                ["line 2", "`17` is not a time"],
-            ),
+            ("patient,device,signal,time,value\np,d,HR,2026-03-01T10:15:30,1\n", ["line 2", "zone or offset"]),
+            ("patient,device,signal,time,value\np,d,HR,17,1\n", ["line 2", "`17` is not a time"]),
             ("stay,time,parameter,value\n7,00:07,HR\n", ["line", "fields"]),
         ] {
             let found = fault(text);
@@ -501,10 +437,7 @@ q,d,spo2,1772360129000,94,%
                     let conversion = catalogue.units.conversion(&signal.quantity, unit, &signal.unit);
                     assert!(conversion.is_ok(), "{parameter}: {unit} to {}", signal.unit);
                 }
-                None => assert!(
-                    ["{score}", "[pH]"].contains(&signal.unit.as_str()),
-                    "{parameter} needs a unit"
-                ),
+                None => assert!(["{score}", "[pH]"].contains(&signal.unit.as_str()), "{parameter} needs a unit"),
             }
         }
     }
@@ -512,22 +445,12 @@ q,d,spo2,1772360129000,94,%
     #[test]
     fn the_labels_of_a_bedside_monitor_are_known() {
         let catalogue = Catalogue::builtin();
-        for (column, id) in [
-            ("HR (bpm)", "heart_rate"),
-            ("RESP (pm)", "resp_rate"),
-            ("PULSE (bpm)", "pulse_rate"),
-        ] {
+        for (column, id) in [("HR (bpm)", "heart_rate"), ("RESP (pm)", "resp_rate"), ("PULSE (bpm)", "pulse_rate")] {
             let channel = column_channel(column);
             let signal = catalogue.by_id(id).expect(id);
             assert_eq!(catalogue.label(&channel.signal), Label::Known(signal.index), "{column}");
             let unit = channel.unit.expect(column);
-            assert!(
-                catalogue
-                    .units
-                    .conversion(&signal.quantity, &unit, &signal.unit)
-                    .is_ok(),
-                "{column}"
-            );
+            assert!(catalogue.units.conversion(&signal.quantity, &unit, &signal.unit).is_ok(), "{column}");
         }
     }
 }

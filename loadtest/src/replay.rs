@@ -72,21 +72,10 @@ struct Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
-        writeln!(
-            f,
-            "replayed into `{}`, {} partitions, in {:.1} s",
-            self.topic, self.partitions, self.seconds
-        )?;
+        writeln!(f, "replayed into `{}`, {} partitions, in {:.1} s", self.topic, self.partitions, self.seconds)?;
         let (records, readings) = (HumanCount(counts.records_sent), HumanCount(counts.readings_sent));
-        writeln!(
-            f,
-            "  sent            {records} of {} records, {readings} readings",
-            HumanCount(self.records)
-        )?;
-        let (records, readings) = (
-            HumanCount(counts.records_acknowledged),
-            HumanCount(counts.readings_acknowledged),
-        );
+        writeln!(f, "  sent            {records} of {} records, {readings} readings", HumanCount(self.records))?;
+        let (records, readings) = (HumanCount(counts.records_acknowledged), HumanCount(counts.readings_acknowledged));
         writeln!(f, "  acknowledged    {records} records, {readings} readings")?;
         if let Some([first, last]) = &self.record_times {
             writeln!(f, "  record time     {first} to {last}")?;
@@ -99,15 +88,7 @@ impl fmt::Display for Summary {
         if let Some(fault) = &self.fault {
             writeln!(f, "  stopped         {fault}")?;
         }
-        writeln!(
-            f,
-            "{}",
-            if self.ok {
-                "ok"
-            } else {
-                "NOT OK: records of the recording were not acknowledged"
-            }
-        )
+        writeln!(f, "{}", if self.ok { "ok" } else { "NOT OK: records of the recording were not acknowledged" })
     }
 }
 
@@ -116,11 +97,7 @@ fn replay(args: &ReplayArgs, log: &dyn Log, clock: &dyn Clock) -> Result<Summary
     let (Some(first), Some(last)) = (recording.entries.first(), recording.entries.last()) else {
         bail!("recording `{}` holds nothing that can be sent", args.file.display());
     };
-    let stamped_by = if args.record_time {
-        StampedBy::Producer
-    } else {
-        StampedBy::Broker
-    };
+    let stamped_by = if args.record_time { StampedBy::Producer } else { StampedBy::Broker };
     let shift_us = record_time_shift(&recording, first, args.start);
     let record_times = [first.at_us + shift_us, last.at_us + shift_us];
     if args.record_time {
@@ -129,14 +106,8 @@ fn replay(args: &ReplayArgs, log: &dyn Log, clock: &dyn Clock) -> Result<Summary
     let topic = SourceTopic::prepare(log, &args.topic, args.partitions, stamped_by)?;
     let mut sender = Sender::new(log)?;
     let start = Instant::now();
-    let times = if args.record_time {
-        Times::Recorded { shift_us }
-    } else {
-        Times::Now { last_us: 0 }
-    };
-    let speed = args
-        .speed
-        .unwrap_or(if args.record_time { Speed::Max } else { SPEED_LIVE });
+    let times = if args.record_time { Times::Recorded { shift_us } } else { Times::Now { last_us: 0 } };
+    let speed = args.speed.unwrap_or(if args.record_time { Speed::Max } else { SPEED_LIVE });
     send_all(&recording.entries, speed, times, &topic, &mut sender, clock)?;
     let records = recording.entries.len() as u64;
     let counts = sender.counts();
@@ -209,10 +180,7 @@ fn send_all(
     let mut progress = Progress::new("replay", entries.len() as u64);
     let begin_us = entries.first().map_or(0, |entry| entry.at_us);
     let start = Instant::now();
-    let mut outgoing = Outgoing {
-        topic: topic.name.clone(),
-        ..Outgoing::default()
-    };
+    let mut outgoing = Outgoing { topic: topic.name.clone(), ..Outgoing::default() };
     for (entry, i) in entries.iter().zip(0_u64..) {
         let due_after = due(speed, entry.at_us - begin_us);
         while let Some(wait) = due_after.checked_sub(start.elapsed()).filter(|wait| !wait.is_zero()) {
@@ -281,11 +249,7 @@ fn canonical_json(entry: &Entry, time_us: Micros) -> Result<Vec<u8>> {
 }
 
 fn json_reading(reading: &Reading) -> JsonReading<'_> {
-    JsonReading {
-        signal: &reading.channel.signal,
-        value: &reading.value,
-        unit: reading.channel.unit.as_deref(),
-    }
+    JsonReading { signal: &reading.channel.signal, value: &reading.value, unit: reading.channel.unit.as_deref() }
 }
 
 #[cfg(test)]
@@ -316,9 +280,8 @@ stay,time,parameter,value
 
     fn args(file: &Path, more: &[&str]) -> ReplayArgs {
         let file = file.to_str().unwrap();
-        let words = ["loadtest", "replay", "--topic", "devices", "--file", file]
-            .into_iter()
-            .chain(more.iter().copied());
+        let words =
+            ["loadtest", "replay", "--topic", "devices", "--file", file].into_iter().chain(more.iter().copied());
         match Cli::try_parse_from(words).unwrap().command {
             Command::Replay(args) => args,
             Command::Load(_) => panic!("another command"),
@@ -353,10 +316,7 @@ stay,time,parameter,value
         let more = ["--record-time", "--start", "2026-03-01T00:00:00Z", "--partitions", "3"];
         let (summary, records) = replayed(&more, 1_800_000_000 * SECOND);
         let start_us = recording::parse_rfc3339("2026-03-01T00:00:00Z").unwrap();
-        let times: Vec<Micros> = records
-            .iter()
-            .map(|record| (record.time_us - start_us) / (60 * SECOND))
-            .collect();
+        let times: Vec<Micros> = records.iter().map(|record| (record.time_us - start_us) / (60 * SECOND)).collect();
         assert_eq!(times, [0, 5, 7]);
         assert_eq!(
             text(&records[2]),
@@ -370,14 +330,9 @@ stay,time,parameter,value
     #[test]
     fn the_number_of_readings_sent_is_what_a_decoder_finds() {
         let (summary, records) = replayed(&["--speed", "max"], 1_800_000_000 * SECOND);
-        let decoded: usize = records
-            .iter()
-            .map(|record| JsonDecoder.decode(record.value.as_deref().unwrap()).len())
-            .sum();
-        assert_eq!(
-            (summary.counts.readings_sent, summary.counts.readings_acknowledged),
-            (4, 4)
-        );
+        let decoded: usize =
+            records.iter().map(|record| JsonDecoder.decode(record.value.as_deref().unwrap()).len()).sum();
+        assert_eq!((summary.counts.readings_sent, summary.counts.readings_acknowledged), (4, 4));
         assert_eq!((decoded, summary.counts.records_sent, records.len()), (4, 3, 3));
         assert_eq!(summary.not_mapped, BTreeMap::from([("Age".to_owned(), 2)]));
         let json = serde_json::to_value(&summary).unwrap();
@@ -407,22 +362,11 @@ stay,time,parameter,value
 
     #[test]
     fn a_recording_with_dates_keeps_them_unless_a_start_is_given() {
-        let entry = |at_us| Entry {
-            patient: "p".into(),
-            device: "d".into(),
-            at_us,
-            readings: Vec::new(),
-        };
-        let recording = |is_dated| Recording {
-            is_dated,
-            ..Recording::default()
-        };
+        let entry = |at_us| Entry { patient: "p".into(), device: "d".into(), at_us, readings: Vec::new() };
+        let recording = |is_dated| Recording { is_dated, ..Recording::default() };
         assert_eq!(record_time_shift(&recording(true), &entry(500), None), 0);
         assert_eq!(record_time_shift(&recording(true), &entry(500), Some(2_000)), 1_500);
         assert_eq!(record_time_shift(&recording(false), &entry(500), Some(2_000)), 2_000);
-        assert_eq!(
-            print_time(record_time_shift(&recording(false), &entry(0), None)),
-            "2026-01-01T00:00:00.000000Z"
-        );
+        assert_eq!(print_time(record_time_shift(&recording(false), &entry(0), None)), "2026-01-01T00:00:00.000000Z");
     }
 }

@@ -67,10 +67,7 @@ impl SourceTopic {
             ),
             _ => {}
         }
-        Ok(Self {
-            name: name.to_owned(),
-            n_partitions,
-        })
+        Ok(Self { name: name.to_owned(), n_partitions })
     }
 
     /// Where a patient's records go.
@@ -116,13 +113,7 @@ impl Sender {
     pub fn new(log: &dyn Log) -> Result<Self> {
         let appender = log.appender().context("making a producer")?;
         let counts = SendCounts::default();
-        Ok(Self {
-            appender,
-            outcomes: Vec::new(),
-            counts,
-            fault: None,
-            waiting_since: Instant::now(),
-        })
+        Ok(Self { appender, outcomes: Vec::new(), counts, fault: None, waiting_since: Instant::now() })
     }
 
     pub fn counts(&self) -> SendCounts {

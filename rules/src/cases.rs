@@ -228,7 +228,9 @@ impl<'a> Reader<'a> {
             None => None,
             Some(spanned) => match spanned.get_ref() {
                 PerSeries::All(text) => Some((text.clone(), spanned.span())),
-                PerSeries::Each(each) => each.get(name).or_else(|| each.get(id)).map(|text| (text.clone(), spanned.span())),
+                PerSeries::Each(each) => {
+                    each.get(name).or_else(|| each.get(id)).map(|text| (text.clone(), spanned.span()))
+                }
             },
         };
         let every_us = match every {
@@ -257,7 +259,8 @@ impl<'a> Reader<'a> {
                 [from, "to", to, "over", length] => (length, from, Some(to)),
                 _ => {
                     let help = "write `95 for 10s`, `90 to 80 over 1m`, `none for 5s` or `blank for 5s`";
-                    self.error("T008", at, format!("`{}` is not a segment", segment.trim())).help = Some(help.to_owned());
+                    self.error("T008", at, format!("`{}` is not a segment", segment.trim())).help =
+                        Some(help.to_owned());
                     return readings;
                 }
             };

@@ -32,7 +32,10 @@ pub enum Function {
     Sum,
     Median,
     /// The quantile as an exact fraction, from the shortest decimal of its double.
-    Percentile { num: i64, den: i64 },
+    Percentile {
+        num: i64,
+        den: i64,
+    },
     Range,
     Stddev,
     Delta,
@@ -43,7 +46,9 @@ pub enum Function {
     FractionBelow,
     FractionAbove,
     /// Fraction of the covered time in which the category had this code.
-    FractionIs { code: i64 },
+    FractionIs {
+        code: i64,
+    },
     Gap,
 }
 
@@ -65,7 +70,10 @@ impl Function {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Number {
     Constant(f64),
-    Feature { feature: usize, threshold: Option<Box<Number>> },
+    Feature {
+        feature: usize,
+        threshold: Option<Box<Number>>,
+    },
     /// Index into the rule's limit names.
     Limit(usize),
     /// Index into the rule's attribute names.
@@ -90,9 +98,17 @@ pub enum Logic {
     Constant(bool),
     Compare(Comparison, Box<Number>, Box<Number>),
     /// A category's feature against one of its states.
-    State { feature: usize, code: i64, equal: bool },
+    State {
+        feature: usize,
+        code: i64,
+        equal: bool,
+    },
     /// Two categories of the same signal against each other.
-    SameState { left: usize, right: usize, equal: bool },
+    SameState {
+        left: usize,
+        right: usize,
+        equal: bool,
+    },
     And(Vec<Logic>),
     Or(Vec<Logic>),
     Not(Box<Logic>),

@@ -31,7 +31,9 @@ enum Value {
     Text(String),
     Decision(Decision),
     /// A category's feature.
-    Category { feature: usize },
+    Category {
+        feature: usize,
+    },
     Signal(usize),
     Limits,
     Patient,
@@ -135,7 +137,8 @@ impl<'a> Lowering<'a> {
             Err(value) => {
                 let message = format!("`{}` gives {}, not a condition or a priority", function.name, value.describe());
                 let diagnostic = self.report("R021", function.span.clone(), message);
-                diagnostic.help = Some("end it with a comparison, or with \"high\", \"medium\", \"low\", \"none\"".to_owned());
+                diagnostic.help =
+                    Some("end it with a comparison, or with \"high\", \"medium\", \"low\", \"none\"".to_owned());
                 None
             }
         }
@@ -284,8 +287,10 @@ impl<'a> Lowering<'a> {
                     }
                     _ => {
                         let message = format!("the branches of `if` give {} and {}", kinds.0, kinds.1);
-                        self.report("R021", at, message).help =
-                            Some("both must be numbers, conditions, or priorities (\"high\", \"medium\", \"low\", \"none\")".to_owned());
+                        self.report("R021", at, message).help = Some(
+                            "both must be numbers, conditions, or priorities (\"high\", \"medium\", \"low\", \"none\")"
+                                .to_owned(),
+                        );
                         Value::Poison
                     }
                 }
@@ -319,9 +324,10 @@ impl<'a> Lowering<'a> {
         let at = span_of(&self.parsed.file, expression);
         let help = match found {
             Value::Signal(_) => Some("read it with a function: `.last`, `.mean(\"30s\")`".to_owned()),
-            Value::Category { .. } => {
-                Some("compare a category with `==` or `!=` and one of its names; it has no order and no arithmetic".to_owned())
-            }
+            Value::Category { .. } => Some(
+                "compare a category with `==` or `!=` and one of its names; it has no order and no arithmetic"
+                    .to_owned(),
+            ),
             Value::Limits => Some("name the limit: `limit.low`".to_owned()),
             _ => None,
         };
@@ -380,7 +386,8 @@ impl<'a> Lowering<'a> {
             }
             _ => {
                 let diagnostic = self.report("R020", at, "this expression is not part of the rule language");
-                diagnostic.help = Some("numbers, comparisons, `&&`, `||`, `!`, `??`, `if`, and functions of signals are".to_owned());
+                diagnostic.help =
+                    Some("numbers, comparisons, `&&`, `||`, `!`, `??`, `if`, and functions of signals are".to_owned());
                 Value::Poison
             }
         }
@@ -433,7 +440,9 @@ impl<'a> Lowering<'a> {
         };
         let at = span_at(&self.parsed.file, member.start_position());
         match receiver_value {
-            Value::Signal(signal) => self.feature(signal, name, arguments, matches!(member, Expr::MethodCall(..)), at, scope),
+            Value::Signal(signal) => {
+                self.feature(signal, name, arguments, matches!(member, Expr::MethodCall(..)), at, scope)
+            }
             Value::Limits => match self.limits.iter().position(|limit| limit == name) {
                 Some(limit) => Value::Number(Number::Limit(limit)),
                 None => {
@@ -450,9 +459,7 @@ impl<'a> Lowering<'a> {
                     Value::Poison
                 }
             },
-            Value::Patient => {
-                Value::Number(Number::Attribute(position_or_push(&mut self.attributes, name)))
-            }
+            Value::Patient => Value::Number(Number::Attribute(position_or_push(&mut self.attributes, name))),
             Value::Poison => Value::Poison,
             other => {
                 let message = format!("{} has no member `{name}`", other.describe());
@@ -489,7 +496,8 @@ impl<'a> Lowering<'a> {
         };
         if catalogue_signal.is_category() && !known.of_category {
             let states = catalogue_signal.states.join(", ");
-            let diagnostic = self.report("R028", at, format!("`{}` is a category: it has no `{name}`", catalogue_signal.id));
+            let diagnostic =
+                self.report("R028", at, format!("`{}` is a category: it has no `{name}`", catalogue_signal.id));
             diagnostic.help = Some(format!("compare `.last` with one of its names ({states})"));
             return Value::Poison;
         }
@@ -680,7 +688,8 @@ impl<'a> Lowering<'a> {
                 Value::Logic(Logic::SameState { left: a, right: b, equal: operator == "==" })
             }
             (left_value, right_value) => {
-                let odd = if matches!(left_value, Value::Number(_)) { (right, &right_value) } else { (left, &left_value) };
+                let odd =
+                    if matches!(left_value, Value::Number(_)) { (right, &right_value) } else { (left, &left_value) };
                 self.mismatch(odd.0, "a number", odd.1);
                 Value::Poison
             }
@@ -700,17 +709,21 @@ impl<'a> Lowering<'a> {
 
     fn own_function(&mut self, name: &str, arguments: &[Expr], at: Range<usize>, scope: &Scope) -> Value {
         let parsed = self.parsed;
-        let Some(function) =
-            parsed.functions.iter().find(|function| function.name == name && function.parameters.len() == arguments.len())
+        let Some(function) = parsed
+            .functions
+            .iter()
+            .find(|function| function.name == name && function.parameters.len() == arguments.len())
         else {
             let help = did_you_mean(name, parsed.functions.iter().map(|function| function.name.as_str()));
-            let diagnostic = self.report("R025", at, format!("unknown function `{name}` with {} argument(s)", arguments.len()));
-            diagnostic.help = help.or_else(|| Some("operators, functions of signals and functions of this file can be used".to_owned()));
+            let diagnostic =
+                self.report("R025", at, format!("unknown function `{name}` with {} argument(s)", arguments.len()));
+            diagnostic.help = help
+                .or_else(|| Some("operators, functions of signals and functions of this file can be used".to_owned()));
             return Value::Poison;
         };
         if self.depth == CALL_DEPTH_MAX {
-            self.report("R030", at, format!("`{name}` calls itself, or calls nest deeper than {CALL_DEPTH_MAX}")).help =
-                Some("recursion is not part of the rule language".to_owned());
+            self.report("R030", at, format!("`{name}` calls itself, or calls nest deeper than {CALL_DEPTH_MAX}"))
+                .help = Some("recursion is not part of the rule language".to_owned());
             return Value::Poison;
         }
         let scope = function

@@ -197,7 +197,8 @@ fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
         let mut engine = Engine::new_raw();
-        engine.register_global_module(rhai::packages::Package::as_shared_module(&rhai::packages::StandardPackage::new()));
+        engine
+            .register_global_module(rhai::packages::Package::as_shared_module(&rhai::packages::StandardPackage::new()));
         engine.set_max_operations(OPERATIONS_MAX).set_max_call_levels(16).set_max_string_size(4_096);
         engine.set_max_array_size(256).set_max_map_size(256).set_max_variables(64);
         engine.disable_symbol("eval").disable_symbol("print").disable_symbol("debug");
@@ -224,11 +225,14 @@ fn engine() -> &'static Engine {
                 view.threshold(name, threshold.value, window)
             });
         }
-        let named = |map: &HashMap<String, f64>, name: &str| map.get(name).map_or_else(Shown::unknown, |v| Shown::plain(*v));
+        let named =
+            |map: &HashMap<String, f64>, name: &str| map.get(name).map_or_else(Shown::unknown, |v| Shown::plain(*v));
         engine.register_type_with_name::<LimitView>("Limits");
         engine.register_indexer_get(move |view: &mut LimitView, name: ImmutableString| named(&view.0.limits, &name));
         engine.register_type_with_name::<PatientView>("Patient");
-        engine.register_indexer_get(move |view: &mut PatientView, name: ImmutableString| named(&view.0.attributes, &name));
+        engine.register_indexer_get(move |view: &mut PatientView, name: ImmutableString| {
+            named(&view.0.attributes, &name)
+        });
         engine.register_type_with_name::<Shown>("Number");
         engine.register_fn("to_string", |shown: &mut Shown| shown.text.clone());
         engine.register_fn("to_debug", |shown: &mut Shown| shown.text.clone());

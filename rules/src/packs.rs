@@ -34,8 +34,10 @@ mod tests {
     fn every_rule_of_the_folder_ships() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/packs/adult-ward");
         let entries = std::fs::read_dir(folder).expect("the folder is there");
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| name.ends_with(".rhai")).collect();
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.ends_with(".rhai"))
+            .collect();
         names.sort();
         let shipped: Vec<String> =
             adult_ward().iter().filter_map(|file| Some(file.path.rsplit('/').next()?.to_owned())).collect();

@@ -208,8 +208,13 @@ pub fn compile(file: &SourceFile, catalogue: &Catalogue) -> (Option<Rule>, Vec<D
     let deciding_signals = lowering.signals.len();
     if deciding_signals == 0 && lowering.diagnostics.is_empty() {
         lowering.diagnostics.push(
-            Diagnostic::error("R033", file, raise_function.span.clone(), "`raise` names no signal, so it is never evaluated")
-                .help("name the signals it reads as parameters: `fn raise(spo2, limit)`"),
+            Diagnostic::error(
+                "R033",
+                file,
+                raise_function.span.clone(),
+                "`raise` names no signal, so it is never evaluated",
+            )
+            .help("name the signals it reads as parameters: `fn raise(spo2, limit)`"),
         );
     }
     let deciding_features = lowering.features.len();
@@ -224,8 +229,13 @@ pub fn compile(file: &SourceFile, catalogue: &Catalogue) -> (Option<Rule>, Vec<D
         for extra in lowering.signals.split_off(deciding_signals) {
             let at = parse::parameter_span(file, function, &extra);
             lowering.diagnostics.push(
-                Diagnostic::error("R034", file, at, format!("`message` reads `{extra}`, which neither `raise` nor `clear` names"))
-                    .help("a message can only show what decided"),
+                Diagnostic::error(
+                    "R034",
+                    file,
+                    at,
+                    format!("`message` reads `{extra}`, which neither `raise` nor `clear` names"),
+                )
+                .help("a message can only show what decided"),
             );
         }
     }
@@ -294,8 +304,19 @@ struct Fields {
 }
 
 const FIELD_NAMES: [&str; 13] = [
-    "id", "version", "owner", "priority", "hold", "clear_hold", "latching", "limits", "reference", "gap", "max_age",
-    "cool_down", "accept",
+    "id",
+    "version",
+    "owner",
+    "priority",
+    "hold",
+    "clear_hold",
+    "latching",
+    "limits",
+    "reference",
+    "gap",
+    "max_age",
+    "cool_down",
+    "accept",
 ];
 
 /// A field's value as written: literals only.
@@ -314,7 +335,9 @@ fn literal(expression: &Expr) -> Option<Literal<'_>> {
         Expr::IntegerConstant(value, _) => Some(Literal::Integer(*value)),
         Expr::FloatConstant(value, _) => Some(Literal::Number(**value)),
         Expr::BoolConstant(value, _) => Some(Literal::Bool(*value)),
-        Expr::Map(map, _) => Some(Literal::Map(map.0.iter().map(|(name, value)| (name.name.as_str(), value)).collect())),
+        Expr::Map(map, _) => {
+            Some(Literal::Map(map.0.iter().map(|(name, value)| (name.name.as_str(), value)).collect()))
+        }
         Expr::Array(items, _) => Some(Literal::List(items.iter().collect())),
         Expr::FnCall(call, _) if call.name == "-" && call.args.len() == 1 => match literal(&call.args[0])? {
             Literal::Integer(value) => Some(Literal::Integer(-value)),
@@ -335,27 +358,37 @@ fn read_fields(parsed: &Parsed) -> (Fields, Vec<Diagnostic>) {
             Stmt::Var(variable, flags, _) if variable.0.name == "RULE" && flags.intersects(ASTFlags::CONSTANT) => {
                 rule_map = Some(&variable.1);
             }
-            other => reader.error("R002", span_at(file, other.position()), "only `const RULE` and functions may stand here".to_owned(), Some("move it into a function".to_owned())),
+            other => reader.error(
+                "R002",
+                span_at(file, other.position()),
+                "only `const RULE` and functions may stand here".to_owned(),
+                Some("move it into a function".to_owned()),
+            ),
         }
     }
     let entries: Vec<(&rhai::Ident, &Expr)> = match rule_map {
         Some(Expr::Map(map, _)) => map.0.iter().map(|(name, value)| (name, value)).collect(),
         Some(other) => {
-            reader.error("R002", span_of(file, other), "RULE is not a map".to_owned(), Some("write `const RULE = #{ id: \"...\", ... };`".to_owned()));
+            reader.error(
+                "R002",
+                span_of(file, other),
+                "RULE is not a map".to_owned(),
+                Some("write `const RULE = #{ id: \"...\", ... };`".to_owned()),
+            );
             Vec::new()
         }
         None => {
-            reader.diagnostics.push(
-                Diagnostic::whole_file("R002", &file.path, "the file has no `const RULE`")
-                    .help("begin it with `const RULE = #{ id: \"spo2-low\", version: 1, owner: \"...\", priority: \"high\" };`"),
-            );
+            reader.diagnostics.push(Diagnostic::whole_file("R002", &file.path, "the file has no `const RULE`").help(
+                "begin it with `const RULE = #{ id: \"spo2-low\", version: 1, owner: \"...\", priority: \"high\" };`",
+            ));
             Vec::new()
         }
     };
     let mut seen = BTreeSet::new();
     for (name, _) in &entries {
         if !FIELD_NAMES.contains(&name.name.as_str()) {
-            let help = did_you_mean(&name.name, FIELD_NAMES).unwrap_or_else(|| format!("known fields: {}", FIELD_NAMES.join(", ")));
+            let help = did_you_mean(&name.name, FIELD_NAMES)
+                .unwrap_or_else(|| format!("known fields: {}", FIELD_NAMES.join(", ")));
             reader.error("R003", span_at(file, name.pos), format!("unknown field `{}` in RULE", name.name), Some(help));
         } else if !seen.insert(name.name.to_string()) {
             reader.error("R003", span_at(file, name.pos), format!("field `{}` stands twice in RULE", name.name), None);
@@ -378,7 +411,12 @@ fn read_fields(parsed: &Parsed) -> (Fields, Vec<Diagnostic>) {
     let priority = match reader.text(find("priority"), "priority") {
         Some(text) => text.parse().unwrap_or_else(|()| {
             let at = find("priority").map_or(0..0, |value| span_of(file, value));
-            reader.error("R004", at, format!("priority is `{text}`; it is \"low\", \"medium\" or \"high\""), did_you_mean(&text, ["low", "medium", "high"]));
+            reader.error(
+                "R004",
+                at,
+                format!("priority is `{text}`; it is \"low\", \"medium\" or \"high\""),
+                did_you_mean(&text, ["low", "medium", "high"]),
+            );
             Priority::High
         }),
         None => Priority::High,

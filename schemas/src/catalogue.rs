@@ -128,8 +128,7 @@ impl Catalogue {
             .chain_update(spellings)
             .finalize());
         let units = UnitTable::from_csv(units, spellings)?;
-        let mut catalogue =
-            Self { signals: Vec::new(), by_id: HashMap::new(), labels: HashMap::new(), units, hash };
+        let mut catalogue = Self { signals: Vec::new(), by_id: HashMap::new(), labels: HashMap::new(), units, hash };
         let mut ambiguous = Vec::new();
         for row in csv::Reader::from_reader(signals.as_bytes()).deserialize() {
             let row: BTreeMap<String, String> = row.map_err(|error| format!("signals.csv: {error}"))?;
@@ -192,7 +191,9 @@ fn read_signal<'a>(position: usize, cell: &dyn Fn(&str) -> &'a str) -> Result<Si
         let resolution = Ratio::parse(cell("resolution")).ok_or("resolution is not a number")?;
         let (per_unit, decimals) = [(1_i64, 0_u8), (10, 1), (100, 2), (1_000, 3), (10_000, 4), (1_000_000, 6)]
             .into_iter()
-            .find(|(per_unit, _)| resolution.to_counts(*per_unit) == Some(1) && Ratio::new(1, i128::from(*per_unit)) == Some(resolution))
+            .find(|(per_unit, _)| {
+                resolution.to_counts(*per_unit) == Some(1) && Ratio::new(1, i128::from(*per_unit)) == Some(resolution)
+            })
             .ok_or("resolution must be 1, 0.1, 0.01, 0.001, 0.0001 or 0.000001")?;
         let bound = |name: &str| {
             let counts = Ratio::parse(cell(name)).and_then(|ratio| ratio.to_counts(per_unit));

@@ -11,7 +11,9 @@ use std::sync::{Arc, OnceLock};
 use arrow_array::builder::{Int32Builder, Int64Builder, StringBuilder, UInt8Builder, UInt16Builder, UInt32Builder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type};
-use arrow_array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, UInt8Array, UInt16Array, UInt32Array};
+use arrow_array::{
+    Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, UInt8Array, UInt16Array, UInt32Array,
+};
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
@@ -310,7 +312,8 @@ impl<'a> ReadingColumns<'a> {
     pub fn try_new(batch: &'a RecordBatch) -> Result<Self, ArrowError> {
         let same = |(a, b): (&Arc<Field>, &Arc<Field>)| a.name() == b.name() && a.data_type() == b.data_type();
         let (schema, expected) = (batch.schema_ref(), reading_schema());
-        if schema.fields().len() != expected.fields().len() || !schema.fields().iter().zip(expected.fields()).all(same) {
+        if schema.fields().len() != expected.fields().len() || !schema.fields().iter().zip(expected.fields()).all(same)
+        {
             return Err(ArrowError::SchemaError("the batch is not of the canonical reading schema".to_owned()));
         }
         Ok(Self {
@@ -398,7 +401,8 @@ mod tests {
             source_offset: 77,
             source_index: 1,
         };
-        let blank = ReadingRow { value: None, quality: Quality::Missing, source_offset: 78, append_time_us: Some(5), ..row };
+        let blank =
+            ReadingRow { value: None, quality: Quality::Missing, source_offset: 78, append_time_us: Some(5), ..row };
         let mut builder = ReadingBatchBuilder::default();
         for row in [&row, &row, &blank] {
             builder.push(row);

@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn one_reading_and_many_share_one_form() {
-        let one = JsonDecoder.decode(br#"{"patient":"p","device":"d","time":1,"signal":"HR","value":null,"extra":[1]}"#);
+        let one =
+            JsonDecoder.decode(br#"{"patient":"p","device":"d","time":1,"signal":"HR","value":null,"extra":[1]}"#);
         let [Ok(one)] = &one[..] else { panic!("{one:?}") };
         assert_eq!((&one.value, &one.unit), (&RawField::Null, &RawField::Absent));
         let many = JsonDecoder.decode(

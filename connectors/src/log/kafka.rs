@@ -123,9 +123,11 @@ impl KafkaLog {
 
     /// The settings of topics that matter to us.
     fn settings(&self, topics: &[&str]) -> Result<Vec<HashMap<String, String>>, LogError> {
-        let specifiers: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-        let described =
-            self.admin("reading topic settings", async |client, options| client.describe_configs(&specifiers, options).await)?;
+        let specifiers: Vec<ResourceSpecifier<'_>> =
+            topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let described = self.admin("reading topic settings", async |client, options| {
+            client.describe_configs(&specifiers, options).await
+        })?;
         Ok(described
             .into_iter()
             .map(|resource| {
@@ -176,7 +178,11 @@ impl Log for KafkaLog {
                 faults.extend(wrong_settings(spec, known.get(&spec.name).copied(), &settings));
             }
         }
-        if faults.is_empty() { Ok(()) } else { Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  "))) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  ")))
+        }
     }
 
     fn describe(&self, topic: &str) -> Result<(i32, StampedBy), LogError> {
@@ -201,7 +207,8 @@ impl Log for KafkaLog {
         let step = format!("asking for the committed offsets of group `{group}`");
         let client: Consumer =
             config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
-        let list = client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
+        let list =
+            client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
         Ok(offsets_in(&list, partitions))
     }
 
@@ -212,7 +219,11 @@ impl Log for KafkaLog {
             .set("enable.gapless.guarantee", "true")
             // No time-out: a message that is given up would be a gap. The record waits, and so does its source.
             .set("message.timeout.ms", "0");
-        defaults(&mut config, &self.options, &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "20")]);
+        defaults(
+            &mut config,
+            &self.options,
+            &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "20")],
+        );
         let context = Deliveries::default();
         let producer =
             config.create_with_context(context.clone()).map_err(|error| refusal("making a producer", &error))?;
@@ -227,7 +238,11 @@ impl Log for KafkaLog {
             // Within the transaction's own time-out, so that a transaction ends instead of hanging.
             .set("message.timeout.ms", "9000");
         // With the default back-off of 100 ms a commit that meets CONCURRENT_TRANSACTIONS takes 100 ms; with 5 ms about 6.
-        defaults(&mut config, &self.options, &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "5")]);
+        defaults(
+            &mut config,
+            &self.options,
+            &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "5")],
+        );
         let context = Deliveries::default();
         let producer: BaseProducer<Deliveries> = config
             .create_with_context(context.clone())
@@ -429,7 +444,8 @@ struct Outage(Arc<AtomicBool>);
 
 impl Outage {
     fn heard(&self, error: &KafkaError) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && !self.0.swap(true, Ordering::Relaxed) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && !self.0.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!("no broker answers; waiting for it, nothing is lost");
         }
     }
@@ -482,7 +498,8 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
 }
 
 fn offsets_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<Option<i64>> {
-    let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition)?.offset() {
+    let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition)?.offset()
+    {
         Offset::Offset(offset) => Some(offset),
         _ => None,
     };
@@ -805,9 +822,10 @@ fn base_record<'a>(record: &'a Outgoing, token: u64) -> BaseRecord<'a, [u8], [u8
         base = base.timestamp(time_us.div_euclid(1_000));
     }
     if !record.headers.is_empty() {
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(value) })
-        });
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
         base = base.headers(headers);
     }
     base
@@ -932,6 +950,21 @@ impl KafkaTransactional {
 }
 
 impl Transactional for KafkaTransactional {
+    fn warm_up(&mut self, to: &TopicPartition) -> Result<(), LogError> {
+        let step = format!("warming up `{}`", self.id);
+        let record = Outgoing {
+            topic: to.topic.clone(),
+            partition: to.partition,
+            key: Some(b"warm-up".to_vec()),
+            ..Outgoing::default()
+        };
+        self.producer.begin_transaction().map_err(|error| classify(&step, &error))?;
+        if let Err(error) = self.fill(&[record], None) {
+            return Err(self.give_up(error));
+        }
+        self.producer.abort_transaction(CALL_TIMEOUT).map_err(|error| classify(&step, &error))
+    }
+
     fn commit(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
         let step = format!("transaction `{}`", self.id);
         if records.is_empty() && progress.is_none() {
@@ -980,7 +1013,7 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
 }
 
 fn classify(step: &str, error: &KafkaError) -> LogError {
-    use RDKafkaErrorCode::{FencedInstanceId, Fatal, IllegalGeneration, OffsetOutOfRange, UnknownMemberId};
+    use RDKafkaErrorCode::{Fatal, FencedInstanceId, IllegalGeneration, OffsetOutOfRange, UnknownMemberId};
     let code = match error {
         KafkaError::Transaction(error) => Some(error.code()),
         KafkaError::MessageConsumptionFatal(code) => Some(*code),

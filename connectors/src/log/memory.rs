@@ -114,7 +114,8 @@ impl Shared {
 
 impl State {
     fn partition(&mut self, topic: &str, partition: i32) -> Result<(StampedBy, &mut Vec<Record>), LogError> {
-        let missing = || LogError::new(Remedy::Refuse, format!("topic `{topic}`, partition {partition}"), "does not exist");
+        let missing =
+            || LogError::new(Remedy::Refuse, format!("topic `{topic}`, partition {partition}"), "does not exist");
         let topic = self.topics.get_mut(topic).ok_or_else(missing)?;
         let stamped_by = topic.stamped_by;
         let records = usize::try_from(partition).ok().and_then(|index| topic.partitions.get_mut(index));
@@ -167,7 +168,8 @@ impl State {
         }
         let mut assigned: BTreeMap<u64, Vec<TopicPartition>> = BTreeMap::new();
         for (partition, candidates) in homeless {
-            let Some(member) = candidates.into_iter().min_by_key(|member| load.get(member).copied().unwrap_or(0)) else {
+            let Some(member) = candidates.into_iter().min_by_key(|member| load.get(member).copied().unwrap_or(0))
+            else {
                 continue;
             };
             *load.entry(member).or_default() += 1;
@@ -269,8 +271,11 @@ impl Log for MemoryLog {
             group.members.remove(&former);
             group.owners.retain(|_, owner| *owner != former);
         }
-        let member =
-            MemberState { topics: membership.topics.clone(), instance: membership.instance.clone(), ..MemberState::default() };
+        let member = MemberState {
+            topics: membership.topics.clone(),
+            instance: membership.instance.clone(),
+            ..MemberState::default()
+        };
         group.members.insert(id, member);
         state.rebalance(&membership.group);
         drop(state);
@@ -323,6 +328,10 @@ struct MemoryTransactional {
 }
 
 impl Transactional for MemoryTransactional {
+    fn warm_up(&mut self, _to: &TopicPartition) -> Result<(), LogError> {
+        Ok(())
+    }
+
     fn commit(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
         let mut state = self.shared.lock();
         let step = || format!("transaction `{}`", self.id);

@@ -230,6 +230,13 @@ pub struct Progress<'a> {
 
 /// Appends inside transactions; one at a time.
 pub trait Transactional: Send {
+    /// Makes ready for a partition by a transaction that is aborted and that no read-committed reader sees: the first
+    /// transaction of a producer looks up leaders and coordinators for most of a second, which no alert should wait for.
+    ///
+    /// # Errors
+    /// As [`Transactional::commit`].
+    fn warm_up(&mut self, to: &TopicPartition) -> Result<(), LogError>;
+
     /// Writes records and progress so that all of it becomes visible, or nothing.
     ///
     /// # Errors
@@ -270,12 +277,8 @@ pub trait Member: Send {
     ///
     /// # Errors
     /// As [`Member::events`].
-    fn read(
-        &mut self,
-        max: usize,
-        wait: Duration,
-        records: &mut Vec<(TopicPartition, Record)>,
-    ) -> Result<(), LogError>;
+    fn read(&mut self, max: usize, wait: Duration, records: &mut Vec<(TopicPartition, Record)>)
+    -> Result<(), LogError>;
 
     /// The group's committed offsets; `None` where nothing is committed.
     ///

@@ -19,10 +19,11 @@ impl JsonLines {
     /// # Errors
     /// [`SinkError::Io`] naming the path.
     pub fn open(path: &Path) -> Result<Self, SinkError> {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(|source| SinkError::Io {
-            step: format!("opening `{}` for alerts", path.display()),
-            source,
-        })?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|source| SinkError::Io { step: format!("opening `{}` for alerts", path.display()), source })?;
         Ok(Self { path: path.to_owned(), file })
     }
 }
@@ -36,7 +37,8 @@ impl Sink for JsonLines {
         let mut lines = Vec::new();
         let mut result = Ok(());
         for delivery in deliveries {
-            result = result.and_then(|()| serde_json::to_writer(&mut lines, &delivery.alert).map_err(std::io::Error::from));
+            result =
+                result.and_then(|()| serde_json::to_writer(&mut lines, &delivery.alert).map_err(std::io::Error::from));
             lines.push(b'\n');
         }
         let result = result.and_then(|()| self.file.write_all(&lines)).and_then(|()| self.file.sync_data()).map_err(io);
@@ -53,7 +55,8 @@ impl Sink for StdoutLines {
         let mut out = std::io::stdout().lock();
         let mut result = Ok(());
         for delivery in deliveries {
-            result = result.and_then(|()| serde_json::to_writer(&mut out, &delivery.alert).map_err(std::io::Error::from));
+            result =
+                result.and_then(|()| serde_json::to_writer(&mut out, &delivery.alert).map_err(std::io::Error::from));
             result = result.and_then(|()| out.write_all(b"\n"));
         }
         let result = result.and_then(|()| out.flush());

@@ -209,7 +209,7 @@ impl Config {
 /// # Errors
 /// Every fault found, with its place.
 pub fn load(path: &Path) -> Result<Config, (Option<SourceFile>, Vec<Diagnostic>)> {
-    let file = crate::rules_files::read(path).map_err(|fault| (None, vec![fault]))?;
+    let file = crate::rules_files::read(path).map_err(|fault| (None, vec![*fault]))?;
     let environment = std::env::vars().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
     match parse(&file, &environment) {
         (Some(config), faults) if faults.is_empty() => Ok(config),
@@ -310,7 +310,11 @@ fn wrong_values(file: &SourceFile, table: &DeTable<'_>, config: &Config) -> Vec<
         fault(&["site"], "a site must have a name without control characters".to_owned(), "name it like \"st-marys\"");
     }
     if !named(&config.group) {
-        fault(&["group"], format!("`{}` cannot be a consumer group", config.group), "use letters, digits, `.`, `_`, `-`");
+        fault(
+            &["group"],
+            format!("`{}` cannot be a consumer group", config.group),
+            "use letters, digits, `.`, `_`, `-`",
+        );
     }
     if config.kafka.bootstrap_servers.is_empty() {
         let help = "name the broker: bootstrap_servers = \"127.0.0.1:9092\"";
@@ -331,7 +335,11 @@ fn wrong_values(file: &SourceFile, table: &DeTable<'_>, config: &Config) -> Vec<
     }
     if !(1..=1_000).contains(&config.canonical.partitions) {
         let message = format!("{} partitions", config.canonical.partitions);
-        fault(&["canonical", "partitions"], message, "between 1 and 1,000; 12 suits most sites, and it is fixed for life");
+        fault(
+            &["canonical", "partitions"],
+            message,
+            "between 1 and 1,000; 12 suits most sites, and it is fixed for life",
+        );
     }
     if config.canonical.retention < 86_400 * SECOND {
         fault(
@@ -373,8 +381,12 @@ fn span_of(table: &DeTable<'_>, path: &[&str]) -> Option<std::ops::Range<usize>>
 
 /// Puts `WARDBELL__SECTION__KEY=value` into the table.
 fn override_key(table: &mut Table, name: &str, value: &str) -> Result<(), String> {
-    let path: Vec<String> =
-        name.trim_start_matches(ENV_PREFIX).split("__").map(str::to_lowercase).filter(|part| !part.is_empty()).collect();
+    let path: Vec<String> = name
+        .trim_start_matches(ENV_PREFIX)
+        .split("__")
+        .map(str::to_lowercase)
+        .filter(|part| !part.is_empty())
+        .collect();
     let Some((last, sections)) = path.split_last() else {
         return Err("names no key".to_owned());
     };
@@ -438,7 +450,8 @@ fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "site = \"a\"\n[source]\ntopics = [\"devices\"]\n[[sink]]\nname = \"console\"\ntype = \"stdout\"\n";
+    const GOOD: &str =
+        "site = \"a\"\n[source]\ntopics = [\"devices\"]\n[[sink]]\nname = \"console\"\ntype = \"stdout\"\n";
 
     fn faults(text: &str) -> Vec<String> {
         let file = SourceFile { path: "wardbell.toml".to_owned(), text: text.to_owned() };
@@ -472,7 +485,8 @@ mod tests {
         assert_eq!(faults("site = 7\n").len(), 1);
         let lateness = GOOD.replace("[source]", "[source]\nlateness = \"60\"");
         assert!(faults(&lateness)[0].contains("has no unit"), "{:?}", faults(&lateness));
-        let text = GOOD.replace("topics = [\"devices\"]", "topics = []") + "[canonical]\npartitions = 0\nretention = \"1h\"\n";
+        let text =
+            GOOD.replace("topics = [\"devices\"]", "topics = []") + "[canonical]\npartitions = 0\nretention = \"1h\"\n";
         let found = faults(&text);
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found.iter().all(|fault| fault.starts_with("C005")), "{found:?}");

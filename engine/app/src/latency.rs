@@ -67,10 +67,13 @@ impl Stage {
     }
 }
 
+/// By stage and priority; stages before a decision have no priority.
+type Histograms = BTreeMap<(Stage, Option<Priority>), Histogram<u64>>;
+
 /// All histograms of one process; shared by its threads.
 #[derive(Debug, Default)]
 pub struct LatencyBook {
-    histograms: Mutex<BTreeMap<(Stage, Option<Priority>), Histogram<u64>>>,
+    histograms: Mutex<Histograms>,
     breaches: std::sync::atomic::AtomicU64,
 }
 
@@ -86,7 +89,7 @@ pub struct Percentiles {
 }
 
 impl LatencyBook {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Stage, Option<Priority>), Histogram<u64>>> {
+    fn lock(&self) -> MutexGuard<'_, Histograms> {
         self.histograms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -14,9 +14,10 @@ pub const CASES_ENDING: &str = ".test.toml";
 ///
 /// # Errors
 /// A folder or file that cannot be read, as a diagnostic.
-pub fn find(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, Diagnostic> {
+pub fn find(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, Box<Diagnostic>> {
     let fault = |path: &Path, error: &std::io::Error| {
-        Diagnostic::whole_file("F001", &path.display().to_string(), format!("cannot be read: {error}"))
+        let message = format!("cannot be read: {error}");
+        Box::new(Diagnostic::whole_file("F001", &path.display().to_string(), message))
     };
     let metadata = std::fs::metadata(path).map_err(|error| fault(path, &error))?;
     if metadata.is_file() {
@@ -41,11 +42,12 @@ pub fn find(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, 
 ///
 /// # Errors
 /// As a diagnostic.
-pub fn read(path: &Path) -> Result<SourceFile, Diagnostic> {
+pub fn read(path: &Path) -> Result<SourceFile, Box<Diagnostic>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(SourceFile { path: path.display().to_string(), text }),
         Err(error) => {
-            Err(Diagnostic::whole_file("F001", &path.display().to_string(), format!("cannot be read: {error}")))
+            let message = format!("cannot be read: {error}");
+            Err(Box::new(Diagnostic::whole_file("F001", &path.display().to_string(), message)))
         }
     }
 }
@@ -84,11 +86,11 @@ pub fn check(paths: &[PathBuf], catalogue: &Catalogue) -> Checked {
                 for file in found {
                     match read(&file) {
                         Ok(file) => checked.files.push(file),
-                        Err(diagnostic) => checked.diagnostics.push(diagnostic),
+                        Err(diagnostic) => checked.diagnostics.push(*diagnostic),
                     }
                 }
             }
-            Err(diagnostic) => checked.diagnostics.push(diagnostic),
+            Err(diagnostic) => checked.diagnostics.push(*diagnostic),
         }
     }
     let (rules, mut diagnostics) = compile_all(&checked.files, catalogue);

@@ -40,7 +40,7 @@ fn shifted_quotient(num: u128, den: u128, shift: i32) -> (u128, bool) {
         let quotient = num / den;
         let down = shift.unsigned_abs();
         let kept = quotient >> down;
-        return (kept, num % den != 0 || kept << down != quotient);
+        return (kept, !num.is_multiple_of(den) || kept << down != quotient);
     }
     // Long division, one bit of the shift at a time; the remainder stays below den.
     let mut quotient = num / den;

@@ -1,7 +1,7 @@
 //! A rule test: one case, run through a partition as a log of its own would be, and held against what it expects.
 
-use wardbell_rules::cases::{Case, Expectation, PATIENT, SITE};
 use wardbell_rules::RuleSet;
+use wardbell_rules::cases::{Case, Expectation, PATIENT, SITE};
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::{Content, Kind};
 use wardbell_schemas::catalogue::Catalogue;

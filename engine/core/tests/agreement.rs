@@ -74,18 +74,10 @@ impl Case {
     fn rule_set(&self) -> RuleSet {
         let mut rules = Vec::new();
         for text in &self.rules {
-            let file = SourceFile {
-                path: "random.rhai".to_owned(),
-                text: text.clone(),
-            };
+            let file = SourceFile { path: "random.rhai".to_owned(), text: text.clone() };
             let (rule, faults) = compile(&file, Catalogue::builtin());
             let faults: Vec<String> = faults.iter().map(|fault| fault.render(text, false)).collect();
-            assert!(
-                faults.is_empty(),
-                "seed {}: a faulty rule\n{text}\n{}",
-                self.seed,
-                faults.join("\n")
-            );
+            assert!(faults.is_empty(), "seed {}: a faulty rule\n{text}\n{}", self.seed, faults.join("\n"));
             rules.extend(rule);
         }
         RuleSet::new(rules)
@@ -140,30 +132,12 @@ struct Profile {
 }
 
 const PROFILES: [Profile; 6] = [
-    Profile {
-        id: "heart_rate",
-        level: Some((120.0, 15.0)),
-    },
-    Profile {
-        id: "spo2",
-        level: Some((90.0, 4.0)),
-    },
-    Profile {
-        id: "resp_rate",
-        level: Some((20.0, 6.0)),
-    },
-    Profile {
-        id: "nibp_sys",
-        level: Some((100.0, 15.0)),
-    },
-    Profile {
-        id: "temp_core",
-        level: Some((39.0, 0.6)),
-    },
-    Profile {
-        id: "consciousness",
-        level: None,
-    },
+    Profile { id: "heart_rate", level: Some((120.0, 15.0)) },
+    Profile { id: "spo2", level: Some((90.0, 4.0)) },
+    Profile { id: "resp_rate", level: Some((20.0, 6.0)) },
+    Profile { id: "nibp_sys", level: Some((100.0, 15.0)) },
+    Profile { id: "temp_core", level: Some((39.0, 0.6)) },
+    Profile { id: "consciousness", level: None },
 ];
 
 impl Profile {
@@ -205,11 +179,7 @@ impl Source {
             Some((from, to)) if (from..to).contains(&at) => to + dice.between(0, 2 * SECOND),
             _ => at,
         };
-        if self.gathers {
-            at + (SECOND - at.rem_euclid(SECOND)) % SECOND
-        } else {
-            at
-        }
+        if self.gathers { at + (SECOND - at.rem_euclid(SECOND)) % SECOND } else { at }
     }
 
     fn broker(&self, at: Micros) -> Micros {
@@ -260,18 +230,8 @@ fn random_case(seed: u64) -> Case {
     let long = record_clock && dice.chance(20);
     let epoch_check = dice.chance(70);
     let start = if epoch_check || dice.chance(50) { YEAR_2026 } else { 0 };
-    let length = if long {
-        dice.between(60, 240)
-    } else {
-        dice.between(2, 10)
-    } * MINUTE;
-    let mut frame = Frame {
-        start,
-        end: start + length,
-        pause: None,
-        long,
-        record_clock,
-    };
+    let length = if long { dice.between(60, 240) } else { dice.between(2, 10) } * MINUTE;
+    let mut frame = Frame { start, end: start + length, pause: None, long, record_clock };
     if dice.chance(4) {
         let by = dice.pick(&[20 * SECOND, 10 * MINUTE, 8 * DAY]);
         frame.pause = Some((frame.inside(dice), by));
@@ -294,28 +254,18 @@ fn random_case(seed: u64) -> Case {
         epoch_check,
         record_clock,
         samples_max: if dice.chance(6) { dice.0.usize(5..40) } else { 8_192 },
-        rules: (0..n_rules)
-            .map(|number| random_rule(dice, number, &profiles, long))
-            .collect(),
+        rules: (0..n_rules).map(|number| random_rule(dice, number, &profiles, long)).collect(),
         people,
         items: into_items(dice, &frame, &sources, arrivals),
     }
 }
 
 fn random_sources(dice: &mut Dice, frame: &Frame) -> Vec<Source> {
-    let n_sources = if frame.record_clock {
-        1
-    } else {
-        dice.pick(&[1, 1, 2, 3])
-    };
+    let n_sources = if frame.record_clock { 1 } else { dice.pick(&[1, 1, 2, 3]) };
     let mut sources = Vec::new();
     for partition in 0..n_sources {
-        let mut source = Source {
-            name: format!("devices/{partition}"),
-            gathers: dice.chance(35),
-            set_back: None,
-            outage: None,
-        };
+        let mut source =
+            Source { name: format!("devices/{partition}"), gathers: dice.chance(35), set_back: None, outage: None };
         if !frame.record_clock && dice.chance(6) {
             source.set_back = Some((frame.inside(dice), dice.between(11, 300) * SECOND));
         }
@@ -331,20 +281,14 @@ fn random_sources(dice: &mut Dice, frame: &Frame) -> Vec<Source> {
 fn random_people(dice: &mut Dice, profiles: &[&Profile]) -> Vec<Person> {
     let mut people = Vec::new();
     for number in 1..=dice.pick(&[1, 1, 1, 2, 2, 3]) {
-        let mut person = Person {
-            id: format!("p{number}"),
-            limits: BTreeMap::new(),
-            attributes: BTreeMap::new(),
-        };
+        let mut person = Person { id: format!("p{number}"), limits: BTreeMap::new(), attributes: BTreeMap::new() };
         if dice.chance(60) {
             person.attributes.insert("age".to_owned(), dice.between(20, 95) as f64);
         }
         if dice.chance(20) {
             let profile = dice.pick(profiles);
             let name = dice.pick(&["low", "very", "mild", "clear", "bound"]);
-            let limit = profile
-                .level
-                .map_or(50.0, |(level, _)| level + dice.between(-3, 3) as f64);
+            let limit = profile.level.map_or(50.0, |(level, _)| level + dice.between(-3, 3) as f64);
             person.limits.insert(name.to_owned(), limit);
         }
         people.push(person);
@@ -388,11 +332,7 @@ fn random_device(dice: &mut Dice, frame: &Frame, number: usize, n_sources: usize
     Device {
         name: format!("mon-{number}"),
         source: dice.0.usize(0..n_sources),
-        from: if dice.chance(25) {
-            frame.inside(dice)
-        } else {
-            frame.start
-        },
+        from: if dice.chance(25) { frame.inside(dice) } else { frame.start },
         until: if dice.chance(30) { frame.inside(dice) } else { frame.end },
         clocks,
         stamp: dice.pick(&[1, 1, 1, 1, 1, SECOND, 10 * SECOND, MINUTE]),
@@ -505,10 +445,7 @@ fn random_series(
             value: (!dice.chance(blanks)).then_some(value),
             questionable: false,
         };
-        let reading = Reading {
-            questionable: reading.value.is_some() && dice.chance(doubts),
-            ..reading
-        };
+        let reading = Reading { questionable: reading.value.is_some() && dice.chance(doubts), ..reading };
         let mut sent = real + device.latency;
         if device.sends_every > 0 {
             sent += device.sends_every - sent.rem_euclid(device.sends_every);
@@ -524,15 +461,9 @@ fn random_series(
         if dice.chance(again) {
             let mut copy = reading.clone();
             if dice.chance(50) {
-                copy.value = copy
-                    .value
-                    .map(|value| (value + dice.between(-1, 1)).clamp(bounds.0, bounds.1));
+                copy.value = copy.value.map(|value| (value + dice.between(-1, 1)).clamp(bounds.0, bounds.1));
             }
-            let later = if dice.chance(40) {
-                0
-            } else {
-                dice.between(SECOND / 2, 90 * SECOND)
-            };
+            let later = if dice.chance(40) { 0 } else { dice.between(SECOND / 2, 90 * SECOND) };
             arrivals.push(Arrival {
                 at: sources[source].arrival(sent + later, dice),
                 rank: 1,
@@ -540,12 +471,7 @@ fn random_series(
                 reading: Some(copy),
             });
         }
-        arrivals.push(Arrival {
-            at: sent,
-            rank: 1,
-            source,
-            reading: Some(reading),
-        });
+        arrivals.push(Arrival { at: sent, rank: 1, source, reading: Some(reading) });
         at += plan.interval;
         if unsteady {
             at += dice.between(-plan.interval / 10, plan.interval / 10);
@@ -564,11 +490,7 @@ fn random_ticks(dice: &mut Dice, frame: &Frame, index: usize, source: &Source, a
         let mut at = frame.start;
         while at < frame.end + 150 * SECOND {
             ticks.push(at);
-            at += if step > 0 {
-                step
-            } else {
-                dice.between(SECOND, 9 * SECOND)
-            };
+            at += if step > 0 { step } else { dice.between(SECOND, 9 * SECOND) };
         }
     } else if dice.chance(30) {
         let step = dice.between(10, 90) * SECOND;
@@ -580,12 +502,7 @@ fn random_ticks(dice: &mut Dice, frame: &Frame, index: usize, source: &Source, a
     for at in ticks {
         let at = frame.real(at);
         if source.outage.is_none_or(|(from, to)| !(from..to).contains(&at)) {
-            arrivals.push(Arrival {
-                at,
-                rank: if dice.chance(50) { 0 } else { 2 },
-                source: index,
-                reading: None,
-            });
+            arrivals.push(Arrival { at, rank: if dice.chance(50) { 0 } else { 2 }, source: index, reading: None });
         }
     }
 }
@@ -605,10 +522,7 @@ fn into_items(dice: &mut Dice, frame: &Frame, sources: &[Source], mut arrivals: 
             if dice.chance(4) {
                 time_us -= dice.between(1, 5 * SECOND);
             }
-            items.push(Item::Tick {
-                source: source.name.clone(),
-                time_us,
-            });
+            items.push(Item::Tick { source: source.name.clone(), time_us });
             continue;
         };
         match items.last_mut() {
@@ -660,21 +574,9 @@ fn random_rule(dice: &mut Dice, number: i64, profiles: &[&'static Profile], long
     dice.0.shuffle(&mut read);
     let several = read.len() > 1 && dice.chance(40);
     read.truncate(if several { dice.pick(&[2, 2, 3]) } else { 1 });
-    let mut writer = RuleWriter {
-        dice,
-        long,
-        limits: BTreeMap::new(),
-        helpers: Vec::new(),
-        of_patient: false,
-    };
+    let mut writer = RuleWriter { dice, long, limits: BTreeMap::new(), helpers: Vec::new(), of_patient: false };
     let (raise, clear) = writer.bodies(&read);
-    let RuleWriter {
-        dice,
-        limits,
-        helpers,
-        of_patient,
-        ..
-    } = writer;
+    let RuleWriter { dice, limits, helpers, of_patient, .. } = writer;
 
     let mut fields = vec![
         format!("id: \"rule-{number}\", version: 1, owner: \"random\""),
@@ -779,11 +681,7 @@ impl RuleWriter<'_> {
         let (raise, clear) = if low { ("<", ">=") } else { (">", "<=") };
         let bound = self.limit("low", level, profile);
         let back = self.limit("clear", if low { level + apart } else { level - apart }, profile);
-        let read = if self.dice.chance(15) {
-            format!("({function} ?? {bound})")
-        } else {
-            function.clone()
-        };
+        let read = if self.dice.chance(15) { format!("({function} ?? {bound})") } else { function.clone() };
         let raise = format!("{read} {raise} {bound}");
         let clear = self.dice.chance(70).then(|| format!("{function} {clear} {back}"));
         (raise, clear)
@@ -825,10 +723,7 @@ impl RuleWriter<'_> {
     fn chain_of_names(&mut self, profile: &Profile, read: &[&Profile]) -> Bodies {
         let function = self.level_function(profile);
         let (level, step) = self.level_and_step(profile);
-        let (bound, fall) = (
-            self.limit("low", level, profile),
-            literal(step, profile.signal().per_unit),
-        );
+        let (bound, fall) = (self.limit("low", level, profile), literal(step, profile.signal().per_unit));
         let id = profile.id;
         let raise = format!(
             "let now = {function}; let fall = now - {id}.prev; let twice = fall * 2; \
@@ -842,17 +737,12 @@ impl RuleWriter<'_> {
         self.of_patient = true;
         let function = self.level_function(profile);
         let (level, step) = self.level_and_step(profile);
-        let age = self
-            .dice
-            .pick(&["patient.age", "(patient.age ?? 50)", "(patient.age ?? 70.0)"]);
+        let age = self.dice.pick(&["patient.age", "(patient.age ?? 50)", "(patient.age ?? 70.0)"]);
         let bound = self.limit("bound", level, profile);
         let less = literal(step, profile.signal().per_unit);
         let raise = format!("let bound = if {age} >= 65 {{ {bound} }} else {{ {bound} - {less} }}; {function} < bound");
         // Nothing is both: clear asks for more than either bound.
-        let clear = self
-            .dice
-            .chance(50)
-            .then(|| format!("{function} > {bound} + {less} && {age} < 200"));
+        let clear = self.dice.chance(50).then(|| format!("{function} > {bound} + {less} && {age} < 200"));
         (raise, clear)
     }
 
@@ -860,17 +750,12 @@ impl RuleWriter<'_> {
         let window = self.window();
         let (_, step) = self.level_and_step(profile);
         let fall = literal(step * 3, profile.signal().per_unit);
-        self.helpers
-            .push("fn fall(s, length) { s.max(length) - s.last }".to_owned());
-        self.helpers
-            .push("fn far(x, bound) { let most = bound; x > most }".to_owned());
+        self.helpers.push("fn fall(s, length) { s.max(length) - s.last }".to_owned());
+        self.helpers.push("fn far(x, bound) { let most = bound; x > most }".to_owned());
         let id = profile.id;
         let deep = self.dice.pick(&["\"high\"", "\"medium\"", "true"]);
         let raise = format!("if far(fall({id}, \"{window}\"), {fall}) {{ {deep} }} else {{ false }}");
-        let clear = self
-            .dice
-            .chance(60)
-            .then(|| format!("!far(fall({id}, \"{window}\"), {fall} / 2)"));
+        let clear = self.dice.chance(60).then(|| format!("!far(fall({id}, \"{window}\"), {fall} / 2)"));
         (raise, clear)
     }
 
@@ -923,10 +808,7 @@ impl RuleWriter<'_> {
         let Some((level, spread)) = profile.counts() else {
             return Some(format!("{id}.last == \"A\" && {id}.age < 3600"));
         };
-        let bound = literal(
-            level + self.dice.between(-2, 3) * spread / 10,
-            profile.signal().per_unit,
-        );
+        let bound = literal(level + self.dice.between(-2, 3) * spread / 10, profile.signal().per_unit);
         let compared = self.dice.pick(&[">=", "<="]);
         Some(format!("{id}.last {compared} {bound} && {id}.count(\"1m\") > 0"))
     }
@@ -935,9 +817,7 @@ impl RuleWriter<'_> {
         if self.long {
             return self.dice.pick(&["30s", "1m", "90s", "5m", "20m", "1h"]);
         }
-        self.dice.pick(&[
-            "5s", "7s", "2500ms", "10s", "15s", "30s", "45s", "1m", "1m30s", "2m", "3m", "5m",
-        ])
+        self.dice.pick(&["5s", "7s", "2500ms", "10s", "15s", "30s", "45s", "1m", "1m30s", "2m", "3m", "5m"])
     }
 
     fn level_and_step(&mut self, profile: &Profile) -> (i64, i64) {
@@ -968,9 +848,7 @@ impl RuleWriter<'_> {
             7 => format!("{id}.max(\"{window}\")"),
             8 => format!("{id}.median(\"{window}\")"),
             _ => {
-                let share = self
-                    .dice
-                    .pick(&["0.0", "0.1", "0.25", "0.333", "0.5", "0.9", "0.95", "1.0", "1"]);
+                let share = self.dice.pick(&["0.0", "0.1", "0.25", "0.333", "0.5", "0.9", "0.95", "1.0", "1"]);
                 format!("{id}.percentile({share}, \"{window}\")")
             }
         }
@@ -1016,10 +894,7 @@ impl RuleWriter<'_> {
 
     fn atom_of_category(&mut self, profile: &Profile) -> String {
         let (id, window) = (profile.id, self.window());
-        let (state, equal) = (
-            self.dice.pick(&["A", "C", "V", "P", "U"]),
-            self.dice.pick(&["==", "!="]),
-        );
+        let (state, equal) = (self.dice.pick(&["A", "C", "V", "P", "U"]), self.dice.pick(&["==", "!="]));
         let share = self.dice.pick(&["0", "0.25", "0.5", "1"]);
         match self.dice.between(0, 6) {
             0..=1 => format!("{id}.last {equal} \"{state}\""),
@@ -1165,14 +1040,8 @@ impl<'a> Feeder<'a> {
             self.partition.tick_record_clock(time_us);
         } else {
             let (topic, partition) = place(source);
-            let claim = TickClaim {
-                topic: topic.to_owned(),
-                partition,
-                end_offset: 0,
-                time_us,
-            };
-            self.partition
-                .apply_control(&control(Control::Tick { claims: vec![claim] }));
+            let claim = TickClaim { topic: topic.to_owned(), partition, end_offset: 0, time_us };
+            self.partition.apply_control(&control(Control::Tick { claims: vec![claim] }));
         }
         self.take();
     }
@@ -1197,10 +1066,7 @@ impl<'a> Feeder<'a> {
 }
 
 fn control(control: Control) -> ControlRecord {
-    ControlRecord {
-        id: String::new(),
-        control,
-    }
+    ControlRecord { id: String::new(), control }
 }
 
 /// Topic and partition of `topic/partition`.
@@ -1253,11 +1119,8 @@ impl Seen {
 
     fn print(&self) {
         let kinds: Vec<String> = self.kinds.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
-        let outcomes: Vec<String> = self
-            .outcomes
-            .iter()
-            .map(|(outcome, n)| format!("{} {n}", outcome.name()))
-            .collect();
+        let outcomes: Vec<String> =
+            self.outcomes.iter().map(|(outcome, n)| format!("{} {n}", outcome.name())).collect();
         eprintln!(
             "{} cases, {} readings, {} transitions: {}; outcomes: {}",
             self.cases,
@@ -1272,11 +1135,7 @@ impl Seen {
 /// `raised`, `technical/stale raised`.
 fn kind(content: &Content) -> String {
     let name = content.transition.name();
-    if content.rule.id.starts_with("technical/") {
-        format!("{} {name}", content.rule.id)
-    } else {
-        name.to_owned()
-    }
+    if content.rule.id.starts_with("technical/") { format!("{} {name}", content.rule.id) } else { name.to_owned() }
 }
 
 /// Runs both sides; the contents, or where they differ.
@@ -1294,41 +1153,21 @@ fn compared(case: &Case) -> Result<(Vec<Content>, OutcomeCounts), String> {
         return Err(around_the_difference(case, &got, &expected));
     }
     if outcomes.total() != case.readings() {
-        return Err(format!(
-            "{} readings have {} outcomes\n",
-            case.readings(),
-            outcomes.total()
-        ));
+        return Err(format!("{} readings have {} outcomes\n", case.readings(), outcomes.total()));
     }
     Ok((contents, outcomes))
 }
 
 fn around_the_difference(case: &Case, got: &[Transition], expected: &[Transition]) -> String {
-    let first = got
-        .iter()
-        .zip(expected)
-        .take_while(|(got, expected)| got == expected)
-        .count();
+    let first = got.iter().zip(expected).take_while(|(got, expected)| got == expected).count();
     let mut text = format!("transition {first} is the first that differs\n");
     for (name, list) in [("engine", got), ("naive", expected)] {
         let _ = writeln!(text, "{name}, {} transitions:", list.len());
         for (i, transition) in list.iter().enumerate().skip(first.saturating_sub(4)).take(9) {
-            let Transition {
-                at_us,
-                what,
-                priority,
-                rule,
-                patient,
-                key,
-                start_us,
-                number,
-            } = transition;
+            let Transition { at_us, what, priority, rule, patient, key, start_us, number } = transition;
             let mark = if i == first { '>' } else { ' ' };
             let (at, start) = (since(case, *at_us), since(case, *start_us));
-            let _ = writeln!(
-                text,
-                "{mark} {at} {what} {priority} {rule} {patient} {key} start {start} .{number}"
-            );
+            let _ = writeln!(text, "{mark} {at} {what} {priority} {rule} {patient} {key} start {start} .{number}");
         }
     }
     text
@@ -1339,11 +1178,7 @@ fn since(case: &Case, at: Micros) -> String {
     let us = at - case.start;
     let sign = if us < 0 { "-" } else { "" };
     let (seconds, rest) = (us.unsigned_abs() / 1_000_000, us.unsigned_abs() % 1_000_000);
-    if rest == 0 {
-        format!("{sign}{seconds}s")
-    } else {
-        format!("{sign}{seconds}.{rest:06}s")
-    }
+    if rest == 0 { format!("{sign}{seconds}s") } else { format!("{sign}{seconds}.{rest:06}s") }
 }
 
 /// Everything of a case, as short as it can be read.
@@ -1358,11 +1193,7 @@ fn printed(case: &Case) -> String {
         case.samples_max
     );
     for person in &case.people {
-        let _ = writeln!(
-            text,
-            "{} limits {:?} attributes {:?}",
-            person.id, person.limits, person.attributes
-        );
+        let _ = writeln!(text, "{} limits {:?} attributes {:?}", person.id, person.limits, person.attributes);
     }
     for rule in &case.rules {
         text += rule;
@@ -1441,10 +1272,7 @@ fn cut_down(case: &Case) -> Case {
 
 fn number_from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is `{text}`, not a number")),
-    )
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, not a number")))
 }
 
 /// The seeds to run, by default the first so many.
@@ -1503,15 +1331,9 @@ fn same(case: &Case, what: &str, got: &[Content], expected: &[Content]) -> Resul
     if got_bytes == expected_bytes {
         return Ok(());
     }
-    let first = got_bytes
-        .iter()
-        .zip(&expected_bytes)
-        .take_while(|(a, b)| a == b)
-        .count();
+    let first = got_bytes.iter().zip(&expected_bytes).take_while(|(a, b)| a == b).count();
     let read = |list: &[Vec<u8>]| {
-        list.get(first).map_or("nothing".into(), |content| {
-            String::from_utf8_lossy(content).into_owned()
-        })
+        list.get(first).map_or("nothing".into(), |content| String::from_utf8_lossy(content).into_owned())
     };
     Err(format!(
         "{what}: {} transitions instead of {}, number {first} is\n{}\ninstead of\n{}\n{}",
@@ -1534,9 +1356,7 @@ fn engine_and_naive_evaluation_say_the_same_of_random_cases() {
     let failures = over_all(&seeds, |seed| {
         let case = random_case(seed);
         let (contents, outcomes) = compared(&case)?;
-        seen.lock()
-            .expect("no case panics here")
-            .add(&case, &contents, &outcomes);
+        seen.lock().expect("no case panics here").add(&case, &contents, &outcomes);
         Ok(())
     });
     let seen = seen.into_inner().expect("no case panics here");
@@ -1546,10 +1366,7 @@ fn engine_and_naive_evaluation_say_the_same_of_random_cases() {
         let whole = compared(&case).err().unwrap_or_default();
         let short = cut_down(&case);
         let difference = compared(&short).err().unwrap_or_default();
-        eprintln!(
-            "seed {seed}, as a whole: {whole}cut down: {difference}{}",
-            printed(&short)
-        );
+        eprintln!("seed {seed}, as a whole: {whole}cut down: {difference}{}", printed(&short));
     }
     assert_none_failed(&failures, seeds.len());
     if seen.cases < CASES_THAT_SHOW_EVERYTHING {
@@ -1567,10 +1384,7 @@ fn engine_and_naive_evaluation_say_the_same_of_random_cases() {
     ];
     let kinds = ["raised", "escalated", "deescalated", "cleared", "latched", "superseded"];
     for kind in kinds.into_iter().chain(technical) {
-        assert!(
-            seen.kinds.contains_key(kind),
-            "no case shows `{kind}`: the generator lost it"
-        );
+        assert!(seen.kinds.contains_key(kind), "no case shows `{kind}`: the generator lost it");
     }
     let outcomes = [
         Outcome::Evaluated,
@@ -1583,10 +1397,7 @@ fn engine_and_naive_evaluation_say_the_same_of_random_cases() {
     ];
     for outcome in outcomes {
         let name = outcome.name();
-        assert!(
-            seen.outcomes.get(outcome) > 0,
-            "no reading is `{name}`: the generator lost it"
-        );
+        assert!(seen.outcomes.get(outcome) > 0, "no reading is `{name}`: the generator lost it");
     }
 }
 
@@ -1607,10 +1418,7 @@ fn how_records_are_gathered_into_batches_does_not_matter() {
                 let (got, outcomes) = engine(&case, &set, batch);
                 same(&case, &format!("batches of {batch} records"), &got, &expected)?;
                 if outcomes != expected_outcomes {
-                    return Err(format!(
-                        "batches of {batch} records: other outcomes\n{}",
-                        printed(&case)
-                    ));
+                    return Err(format!("batches of {batch} records: other outcomes\n{}", printed(&case)));
                 }
             }
         }
@@ -1627,9 +1435,7 @@ fn a_partition_written_and_read_back_goes_on_as_if_nothing_had_happened() {
         let set = case.rule_set();
         let (expected, _) = engine(&case, &set, 1);
         let mut dice = Dice::of(!seed);
-        let restarts: Vec<usize> = (0..dice.between(1, 3))
-            .map(|_| dice.0.usize(0..=case.items.len()))
-            .collect();
+        let restarts: Vec<usize> = (0..dice.between(1, 3)).map(|_| dice.0.usize(0..=case.items.len())).collect();
         let mut feeder = Feeder::new(&case, &set, 1);
         for index in 0..case.items.len() {
             if restarts.contains(&index) {
@@ -1638,12 +1444,7 @@ fn a_partition_written_and_read_back_goes_on_as_if_nothing_had_happened() {
             feeder.feed(index);
         }
         let (got, _) = feeder.finish();
-        same(
-            &case,
-            &format!("read back before the items {restarts:?}"),
-            &got,
-            &expected,
-        )
+        same(&case, &format!("read back before the items {restarts:?}"), &got, &expected)
     });
     assert_none_failed(&failures, seeds.len());
 }
@@ -1683,11 +1484,7 @@ fn ticks_that_say_nothing_new_change_nothing() {
         }
         let (got, outcomes) = feeder.finish();
         same(&case, "with ticks that say nothing new", &got, &expected)?;
-        if outcomes == expected_outcomes {
-            Ok(())
-        } else {
-            Err("other outcomes".to_owned())
-        }
+        if outcomes == expected_outcomes { Ok(()) } else { Err("other outcomes".to_owned()) }
     });
     assert_none_failed(&failures, seeds.len());
 }
@@ -1725,10 +1522,7 @@ fn records_applied_twice_change_nothing_and_are_counted() {
         if outcomes == counted {
             Ok(())
         } else {
-            Err(format!(
-                "{repeated} readings were repeated, counted are {}",
-                outcomes.repeated
-            ))
+            Err(format!("{repeated} readings were repeated, counted are {}", outcomes.repeated))
         }
     });
     assert_none_failed(&failures, seeds.len());
@@ -1744,11 +1538,7 @@ fn every_reading_that_was_fed_has_exactly_one_outcome() {
         if total == case.readings() && outcomes.repeated == 0 {
             Ok(())
         } else {
-            Err(format!(
-                "{} readings, {total} outcomes\n{}",
-                case.readings(),
-                printed(&case)
-            ))
+            Err(format!("{} readings, {total} outcomes\n{}", case.readings(), printed(&case)))
         }
     });
     assert_none_failed(&failures, seeds.len());
@@ -1802,11 +1592,7 @@ fn recorded_items(text: &str) -> Vec<Item> {
                 questionable: false,
             });
         }
-        items.push(Item::Record(Record {
-            source: "devices/0".to_owned(),
-            broker_us,
-            readings,
-        }));
+        items.push(Item::Record(Record { source: "devices/0".to_owned(), broker_us, readings }));
     }
     items
 }
@@ -1826,9 +1612,7 @@ fn engine_and_naive_evaluation_say_the_same_of_a_recorded_stay() {
     let mut files: Vec<PathBuf> = files.map(|file| file.expect("a file of the pack").path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "rhai"));
     files.sort();
-    let rules = files
-        .iter()
-        .map(|file| std::fs::read_to_string(file).expect("a rule can be read"));
+    let rules = files.iter().map(|file| std::fs::read_to_string(file).expect("a rule can be read"));
     let case = Case {
         seed: 0,
         start: YEAR_2026,
@@ -1852,10 +1636,6 @@ fn engine_and_naive_evaluation_say_the_same_of_a_recorded_stay() {
     let set = case.rule_set();
     for batch in [7, 100, case.items.len()] {
         let (got, _) = engine(&case, &set, batch);
-        assert_eq!(
-            bytes(&got),
-            bytes(&contents),
-            "batches of {batch} records give other contents"
-        );
+        assert_eq!(bytes(&got), bytes(&contents), "batches of {batch} records give other contents");
     }
 }

@@ -56,17 +56,35 @@ fn what_the_language_does_not_hold_is_named_with_its_place() {
         ("fn raise(spo2) { spo2.last }", "R021 2:4 `raise` gives a number, not a condition or a priority"),
         ("fn raise(spo2) { spo2 < 90.0 }", "R021 2:18 expected a number, found a signal"),
         ("fn raise(spo2) { help(spo2) }", "R025 2:18 unknown function `help` with 1 argument(s)"),
-        ("fn raise(spo2) { again(spo2) }\nfn again(x) { again(x) }", "R030 3:15 `again` calls itself, or calls nest deeper than 16"),
+        (
+            "fn raise(spo2) { again(spo2) }\nfn again(x) { again(x) }",
+            "R030 3:15 `again` calls itself, or calls nest deeper than 16",
+        ),
         ("fn raise(consciousness) { consciousness.last > 1.0 }", "R028 2:27 expected a number, found a category"),
         ("fn raise(consciousness) { consciousness.last == \"X\" }", "R028 2:49 `consciousness` has no state `X`"),
-        ("fn raise(consciousness) { consciousness.mean(\"1h\") > 1.0 }", "R028 2:41 `consciousness` is a category: it has no `mean`"),
-        ("fn raise(spo2) { spo2.mean(\"24h\") < 90.0 }", "R027 2:28 a window of 24h does not fit the samples kept of `spo2`"),
+        (
+            "fn raise(consciousness) { consciousness.mean(\"1h\") > 1.0 }",
+            "R028 2:41 `consciousness` is a category: it has no `mean`",
+        ),
+        (
+            "fn raise(spo2) { spo2.mean(\"24h\") < 90.0 }",
+            "R027 2:28 a window of 24h does not fit the samples kept of `spo2`",
+        ),
         ("fn raise(spo2, now) { spo2.last < 90.0 }", "R015 2:16 parameter name `now` is reserved"),
         ("fn raise(limit) { limit.low > 1.0 }", "R033 2:4 `raise` names no signal, so it is never evaluated"),
         ("fn raise(spo2) { heart_rate.last > 1.0 }", "R022 2:18 unknown name `heart_rate`"),
-        ("fn raise(spo2) { spo2.last < 90.0 }\nfn clear(spo2) { spo2.last >= 88.0 }", "R031 3:4 `raise` and `clear` are both true at 88"),
-        ("fn raise(spo2) { spo2.last < 90.0 }\nfn message(spo2) { spo2.bogus }", "R025 3:25 signals have no function `bogus`"),
-        ("fn raise(spo2) { spo2.last < 90.0 }\nfn message(spo2, heart_rate) { `${heart_rate.last}` }", "R034 3:18 `message` reads `heart_rate`, which neither `raise` nor `clear` names"),
+        (
+            "fn raise(spo2) { spo2.last < 90.0 }\nfn clear(spo2) { spo2.last >= 88.0 }",
+            "R031 3:4 `raise` and `clear` are both true at 88",
+        ),
+        (
+            "fn raise(spo2) { spo2.last < 90.0 }\nfn message(spo2) { spo2.bogus }",
+            "R025 3:25 signals have no function `bogus`",
+        ),
+        (
+            "fn raise(spo2) { spo2.last < 90.0 }\nfn message(spo2, heart_rate) { `${heart_rate.last}` }",
+            "R034 3:18 `message` reads `heart_rate`, which neither `raise` nor `clear` names",
+        ),
         ("fn raise(spo2) { spo2.last < ", "R001 3:1 syntax: script is incomplete"),
     ] {
         assert_eq!(faults(body).first().map(String::as_str), Some(expected), "{body}");

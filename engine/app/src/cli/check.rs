@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> u8 {
                     faults.extend(check_file(&file, catalogue));
                     files.push(file);
                 }
-                Err(fault) => faults.push(fault),
+                Err(fault) => faults.push(*fault),
             }
         }
     }

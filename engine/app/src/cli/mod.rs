@@ -60,7 +60,12 @@ fn start_logs(quiet: bool) {
     let default = if quiet { "error" } else { "info" };
     let filter = EnvFilter::try_from_env("WARDBELL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     // A second call (in tests) finds a subscriber already there, which is as good.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colored())
+        .with_target(false)
+        .try_init();
 }
 
 /// Standard error is a terminal that shows colors.

@@ -26,7 +26,9 @@ const BROKER_PAUSE: Duration = Duration::from_secs(2);
 ///
 /// SIGTERM and SIGINT drain: what is in hand is finished and committed, then the job leaves.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  wardbell run --config wardbell.toml\n  WARDBELL__KAFKA__BOOTSTRAP_SERVERS=broker:9092 wardbell run --config wardbell.toml")]
+#[command(
+    after_help = "Example:\n  wardbell run --config wardbell.toml\n  WARDBELL__KAFKA__BOOTSTRAP_SERVERS=broker:9092 wardbell run --config wardbell.toml"
+)]
 pub struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
@@ -75,7 +77,12 @@ pub fn run(arguments: &Arguments) -> u8 {
             return MISUSE;
         }
     };
-    tracing::info!(rules = rules.rules.len(), set = &rules.hash[..12], sources = config.source.topics.join(", "), "the job runs");
+    tracing::info!(
+        rules = rules.rules.len(),
+        set = &rules.hash[..12],
+        sources = config.source.topics.join(", "),
+        "the job runs"
+    );
     let failure = runtime.block_on(supervise(&job, stopped));
     tracing::info!("stopping: finishing what is in hand");
     let statistics = job.statistics().clone();

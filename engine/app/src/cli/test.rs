@@ -115,7 +115,7 @@ pub fn run_cases(paths: &[PathBuf]) -> Results {
     for path in paths {
         match rules_files::find(path, &|name| name.ends_with(CASES_ENDING)) {
             Ok(found) => found.iter().for_each(|file| run_file(file, catalogue, &mut results)),
-            Err(fault) => results.faults.push(fault),
+            Err(fault) => results.faults.push(*fault),
         }
     }
     results
@@ -125,7 +125,7 @@ fn run_file(path: &Path, catalogue: &'static Catalogue, results: &mut Results) {
     let file = match rules_files::read(path) {
         Ok(file) => file,
         Err(fault) => {
-            results.faults.push(fault);
+            results.faults.push(*fault);
             return;
         }
     };
@@ -225,7 +225,11 @@ fn said(trace: &[Evaluated], got: &[Content], at: Micros) -> Vec<String> {
             (&known.last.rule, &known.last.key, known.last.raise, known.last.clear)
                 == (&evaluated.rule, &evaluated.key, evaluated.raise, evaluated.clear)
         };
-        match stretches.iter_mut().rev().find(|known| (&known.last.rule, &known.last.key) == (&evaluated.rule, &evaluated.key)) {
+        match stretches
+            .iter_mut()
+            .rev()
+            .find(|known| (&known.last.rule, &known.last.key) == (&evaluated.rule, &evaluated.key))
+        {
             Some(known) if same(known) => known.last = evaluated,
             _ => stretches.push(Stretch { first: evaluated, last: evaluated }),
         }
@@ -260,9 +264,8 @@ fn said(trace: &[Evaluated], got: &[Content], at: Micros) -> Vec<String> {
 
 /// The results as JUnit XML.
 fn junit(results: &Results) -> String {
-    let escape = |text: &str| {
-        text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-    };
+    let escape =
+        |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
     let mut xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"wardbell\" tests=\"{}\" failures=\"{}\">\n",
         results.outcomes.len() + results.faults.len(),
@@ -273,7 +276,11 @@ fn junit(results: &Results) -> String {
         if outcome.passed {
             xml.push_str("/>\n");
         } else {
-            let _ = writeln!(xml, "><failure message=\"expected and got differ\">{}</failure></testcase>", escape(&outcome.report));
+            let _ = writeln!(
+                xml,
+                "><failure message=\"expected and got differ\">{}</failure></testcase>",
+                escape(&outcome.report)
+            );
         }
     }
     for fault in &results.faults {

@@ -72,11 +72,7 @@ impl Ward {
     pub fn new(seed: u64, start_us: i64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let beds = (1..=BEDS).map(|number| Bed::new(number, &mut rng)).collect();
-        Self {
-            start_us,
-            seconds_done: 0,
-            beds,
-        }
+        Self { start_us, seconds_done: 0, beds }
     }
 
     /// Number of patients, monitored or not at the moment.
@@ -87,10 +83,7 @@ impl Ward {
     /// The records of the next second of ward time, in the order they reach the broker: `at_us` never decreases and
     /// lies within that second.
     pub fn next_second(&mut self) -> Vec<WardRecord> {
-        let moment = Moment {
-            second: self.seconds_done,
-            begin_us: self.start_us + self.seconds_done * US_PER_S,
-        };
+        let moment = Moment { second: self.seconds_done, begin_us: self.start_us + self.seconds_done * US_PER_S };
         self.seconds_done += 1;
         let mut records: Vec<WardRecord> = self.beds.iter_mut().flat_map(|bed| bed.records(moment)).collect();
         records.sort_by_key(|record| record.at_us);
@@ -100,10 +93,7 @@ impl Ward {
     /// What is staged, by bed, one line a person reads: `("bed 7", "heart rate climbs ...")`. Times are minutes and
     /// seconds of ward time.
     pub fn story(&self) -> Vec<(String, String)> {
-        let line = |bed: &Bed| {
-            bed.story
-                .map(|story| (format!("bed {}", bed.number), story.text().to_owned()))
-        };
+        let line = |bed: &Bed| bed.story.map(|story| (format!("bed {}", bed.number), story.text().to_owned()));
         self.beds.iter().filter_map(line).collect()
     }
 }
@@ -213,32 +203,17 @@ impl Story {
     fn shift(self, second: i64) -> Shift {
         let at = |script| interpolate(script, second as f64);
         match self {
-            Self::Desaturation => Shift {
-                spo2: at(DESATURATION_SPO2),
-                ..Shift::default()
-            },
-            Self::Tachycardia => Shift {
-                heart_rate: at(TACHYCARDIA_HEART_RATE),
-                ..Shift::default()
-            },
-            Self::Hypotension => Shift {
-                systolic: at(HYPOTENSION_SYSTOLIC),
-                heart_rate: at(HYPOTENSION_HEART_RATE),
-                ..Shift::default()
-            },
+            Self::Desaturation => Shift { spo2: at(DESATURATION_SPO2), ..Shift::default() },
+            Self::Tachycardia => Shift { heart_rate: at(TACHYCARDIA_HEART_RATE), ..Shift::default() },
+            Self::Hypotension => {
+                Shift { systolic: at(HYPOTENSION_SYSTOLIC), heart_rate: at(HYPOTENSION_HEART_RATE), ..Shift::default() }
+            }
             Self::Tachypnea => {
                 let resp_rate = at(TACHYPNEA_RESP_RATE);
                 // The work of breathing costs beats: half a beat per breath.
-                Shift {
-                    resp_rate,
-                    heart_rate: 0.5 * resp_rate,
-                    ..Shift::default()
-                }
+                Shift { resp_rate, heart_rate: 0.5 * resp_rate, ..Shift::default() }
             }
-            Self::Bradycardia => Shift {
-                heart_rate: at(BRADYCARDIA_HEART_RATE),
-                ..Shift::default()
-            },
+            Self::Bradycardia => Shift { heart_rate: at(BRADYCARDIA_HEART_RATE), ..Shift::default() },
             Self::SentTwice
             | Self::ClockAhead
             | Self::Fever
@@ -299,15 +274,7 @@ impl Bed {
         let mut network = ward_rng.fork();
         let monitor = Device::new(format!("mon-{number:02}"), &mut network);
         let cuff = Device::new(format!("cuff-{number:02}"), &mut network);
-        Self {
-            number,
-            patient: format!("ward-p{number:02}"),
-            story,
-            body,
-            monitor,
-            cuff,
-            network,
-        }
+        Self { number, patient: format!("ward-p{number:02}"), story, body, monitor, cuff, network }
     }
 
     /// Lives one second and gives what its devices send of it, in no particular order.
@@ -317,15 +284,10 @@ impl Bed {
         if !(self.story == Some(Story::MonitorSilent) && moment.second >= MONITOR_SILENT_FROM_S) {
             let readings = self.monitor_readings(vitals, moment.second);
             let clock_error_us = self.monitor_clock_error_us(moment.second);
-            let record = self
-                .monitor
-                .send(&self.patient, moment, clock_error_us, &readings, &mut self.network);
+            let record = self.monitor.send(&self.patient, moment, clock_error_us, &readings, &mut self.network);
             if self.story == Some(Story::SentTwice) && moment.second % SENT_TWICE_PERIOD_S == SENT_TWICE_PERIOD_S / 2 {
                 let resent_us = record.at_us + self.network.i64(RESEND_US_MIN..=RESEND_US_MAX);
-                records.push(WardRecord {
-                    at_us: resent_us,
-                    ..record.clone()
-                });
+                records.push(WardRecord { at_us: resent_us, ..record.clone() });
             }
             records.push(record);
         }
@@ -350,11 +312,7 @@ impl Bed {
         let beat_unit = if BEDS_BPM.contains(&self.number) { "bpm" } else { "/min" };
         let is_probe_off = self.story == Some(Story::ProbeOff) && second >= PROBE_OFF_FROM_S;
         // This monitor says 0 where it measures nothing.
-        let (spo2, pulse_rate) = if is_probe_off {
-            (0.0, 0.0)
-        } else {
-            (vitals.spo2, vitals.pulse_rate)
-        };
+        let (spo2, pulse_rate) = if is_probe_off { (0.0, 0.0) } else { (vitals.spo2, vitals.pulse_rate) };
 
         let mut readings = vec![
             Reading::new(labels.spo2, spo2, spo2_decimals, "%"),
@@ -370,12 +328,7 @@ impl Bed {
         if BEDS_TEMP_CEL.contains(&self.number) {
             readings.push(Reading::new(labels.temp_core, vitals.temperature, 1, "Cel"));
         } else if BEDS_TEMP_FAHRENHEIT.contains(&self.number) {
-            readings.push(Reading::new(
-                labels.temp_core,
-                vitals.temperature * 1.8 + 32.0,
-                1,
-                "degF",
-            ));
+            readings.push(Reading::new(labels.temp_core, vitals.temperature * 1.8 + 32.0, 1, "degF"));
         }
         if self.story == Some(Story::FaultyGateway) && second == UNKNOWN_LABEL_AT_S {
             readings.push(Reading::new("AUX7_IDX", 51.0, 0, "%"));
@@ -395,11 +348,7 @@ impl Bed {
 
     fn is_cuff_due(&self, second: i64) -> bool {
         let is_watched = self.story == Some(Story::Hypotension);
-        let interval = if is_watched {
-            CUFF_INTERVAL_WATCHED_S
-        } else {
-            CUFF_INTERVAL_S
-        };
+        let interval = if is_watched { CUFF_INTERVAL_WATCHED_S } else { CUFF_INTERVAL_S };
         second % interval == self.number as i64 % CUFF_STAGGER_S
     }
 
@@ -426,10 +375,9 @@ impl Bed {
         let is_truncated = moment.second % TRUNCATED_PERIOD_S == TRUNCATED_AT_S;
         let readings = match moment.second {
             _ if is_truncated => self.cuff_readings(vitals),
-            UNIT_MISSING_AT_S => vec![Reading {
-                unit: None,
-                ..Reading::new("temp_body", vitals.temperature, 1, "Cel")
-            }],
+            UNIT_MISSING_AT_S => {
+                vec![Reading { unit: None, ..Reading::new("temp_body", vitals.temperature, 1, "Cel") }]
+            }
             // A Fahrenheit thermometer labelled Celsius.
             IMPLAUSIBLE_AT_S => vec![Reading::new("temp_body", 98.6, 1, "Cel")],
             _ => return None,
@@ -443,11 +391,7 @@ impl Bed {
     }
 
     fn labels(&self) -> &'static Labels {
-        if BEDS_VENDOR_LABELS.contains(&self.number) {
-            &VENDOR_LABELS
-        } else {
-            &CATALOGUE_LABELS
-        }
+        if BEDS_VENDOR_LABELS.contains(&self.number) { &VENDOR_LABELS } else { &CATALOGUE_LABELS }
     }
 }
 
@@ -500,11 +444,7 @@ struct Device {
 impl Device {
     fn new(name: String, rng: &mut Rng) -> Self {
         let writes_epoch_ms = BEDS_EPOCH_TIME.iter().any(|bed| name == format!("mon-{bed:02}"));
-        Self {
-            name,
-            phase_ms: rng.i64(0..=SAMPLE_PHASE_MS_MAX),
-            writes_epoch_ms,
-        }
+        Self { name, phase_ms: rng.i64(0..=SAMPLE_PHASE_MS_MAX), writes_epoch_ms }
     }
 
     /// The record of these readings. `clock_error_us` is how far the device's clock is ahead.
@@ -528,11 +468,7 @@ impl Device {
         let readings = readings.join(",");
         let json = format!(r#"{{"patient":"{patient}","device":"{device}","time":{time},"readings":[{readings}]}}"#);
         let at_us = sampled_us + network.i64(LATENCY_US_MIN..=LATENCY_US_MAX);
-        WardRecord {
-            at_us,
-            patient: patient.to_owned(),
-            json,
-        }
+        WardRecord { at_us, patient: patient.to_owned(), json }
     }
 }
 
@@ -546,12 +482,7 @@ struct Reading {
 
 impl Reading {
     fn new(label: &'static str, value: f64, decimals: usize, unit: &'static str) -> Self {
-        Self {
-            label,
-            value: Some(value),
-            decimals,
-            unit: Some(unit),
-        }
+        Self { label, value: Some(value), decimals, unit: Some(unit) }
     }
 
     fn blank_if(self, is_blank: bool) -> Self {
@@ -562,12 +493,8 @@ impl Reading {
     fn json(&self) -> String {
         let label = self.label;
         let decimals = self.decimals;
-        let value = self
-            .value
-            .map_or_else(|| "null".to_owned(), |value| format!("{value:.decimals$}"));
-        let unit = self
-            .unit
-            .map_or_else(String::new, |unit| format!(r#","unit":"{unit}""#));
+        let value = self.value.map_or_else(|| "null".to_owned(), |value| format!("{value:.decimals$}"));
+        let unit = self.unit.map_or_else(String::new, |unit| format!(r#","unit":"{unit}""#));
         format!(r#"{{"signal":"{label}","value":{value}{unit}}}"#)
     }
 }
@@ -623,39 +550,13 @@ impl Baseline {
             diastolic_offset: within(-3.0, 3.0),
         };
         match story {
-            Some(Story::Desaturation) => Self {
-                spo2: 96.0,
-                heart_rate: 78.0,
-                resp_rate: 16.0,
-                ..drawn
-            },
+            Some(Story::Desaturation) => Self { spo2: 96.0, heart_rate: 78.0, resp_rate: 16.0, ..drawn },
             // The pressure is high enough to keep the shock index under 1.0 at 148 /min: one story, one alert.
-            Some(Story::Tachycardia) => Self {
-                heart_rate: 85.0,
-                systolic: 158.0,
-                ..drawn
-            },
-            Some(Story::Fever) => Self {
-                temperature: 38.9,
-                heart_rate: 88.0,
-                resp_rate: 17.0,
-                ..drawn
-            },
-            Some(Story::Hypotension) => Self {
-                systolic: 118.0,
-                heart_rate: 78.0,
-                ..drawn
-            },
-            Some(Story::Tachypnea) => Self {
-                resp_rate: 16.0,
-                heart_rate: 80.0,
-                spo2: 97.0,
-                ..drawn
-            },
-            Some(Story::Bradycardia) => Self {
-                heart_rate: 44.0,
-                ..drawn
-            },
+            Some(Story::Tachycardia) => Self { heart_rate: 85.0, systolic: 158.0, ..drawn },
+            Some(Story::Fever) => Self { temperature: 38.9, heart_rate: 88.0, resp_rate: 17.0, ..drawn },
+            Some(Story::Hypotension) => Self { systolic: 118.0, heart_rate: 78.0, ..drawn },
+            Some(Story::Tachypnea) => Self { resp_rate: 16.0, heart_rate: 80.0, spo2: 97.0, ..drawn },
+            Some(Story::Bradycardia) => Self { heart_rate: 44.0, ..drawn },
             _ => drawn,
         }
     }
@@ -824,12 +725,7 @@ impl Wander {
         let kept = 1.0 - 1.0 / time_constant_s;
         // Keeps the standard deviation what it is: kept² sd² + kick² = sd².
         let kick = deviation_sd * (1.0 - kept * kept).sqrt();
-        Self {
-            deviation: (deviation_sd * bell(rng)).clamp(-bound, bound),
-            bound,
-            kept,
-            kick,
-        }
+        Self { deviation: (deviation_sd * bell(rng)).clamp(-bound, bound), bound, kept, kick }
     }
 
     fn step(&mut self, rng: &mut Rng) -> f64 {
@@ -875,11 +771,7 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }
@@ -998,10 +890,7 @@ mod tests {
         let inside: Vec<_> = values.iter().filter(|(second, _)| when.contains(second)).collect();
         assert!(!inside.is_empty(), "bed {bed} sends no {signal} in {when:?}");
         for (second, value) in inside {
-            assert!(
-                expected.contains(value),
-                "bed {bed} {signal} at {second} s is {value}, not in {expected:?}"
-            );
+            assert!(expected.contains(value), "bed {bed} {signal} at {second} s is {value}, not in {expected:?}");
         }
     }
 
@@ -1019,10 +908,7 @@ mod tests {
         let Some((_, limits)) = LIMITS.iter().find(|(name, _)| *name == signal) else {
             return;
         };
-        assert!(
-            limits.contains(&value),
-            "seed {seed} bed {bed} {signal} at {second} s is {value}, not in {limits:?}"
-        );
+        assert!(limits.contains(&value), "seed {seed} bed {bed} {signal} at {second} s is {value}, not in {limits:?}");
     }
 
     #[test]
@@ -1037,10 +923,7 @@ mod tests {
             let mut ward = Ward::new(7, start_us);
             let records: Vec<_> = (0..30).flat_map(|_| ward.next_second()).collect();
             let of_readings = |record: &WardRecord| record.json.split("readings").nth(1).map(str::to_owned);
-            records
-                .iter()
-                .map(|record| (record.at_us - start_us, of_readings(record)))
-                .collect::<Vec<_>>()
+            records.iter().map(|record| (record.at_us - start_us, of_readings(record))).collect::<Vec<_>>()
         };
         assert_eq!(values(START_US), values(0));
     }
@@ -1050,19 +933,11 @@ mod tests {
         for (second, records) in seconds(3, DEMO_S).iter().enumerate() {
             let begin_us = START_US + second as i64 * US_PER_S;
             assert!(records.is_sorted_by_key(|record| record.at_us));
-            assert!(
-                records
-                    .iter()
-                    .all(|record| (begin_us..begin_us + US_PER_S).contains(&record.at_us))
-            );
+            assert!(records.iter().all(|record| (begin_us..begin_us + US_PER_S).contains(&record.at_us)));
         }
         for seen in readings(3, DEMO_S).iter().filter(|seen| seen.bed != 5 && seen.bed != 2) {
             let delay_us = seen.at_us - seen.event_us;
-            assert!(
-                (LATENCY_US_MIN..=LATENCY_US_MAX).contains(&delay_us),
-                "{} is {delay_us} us late",
-                seen.device
-            );
+            assert!((LATENCY_US_MIN..=LATENCY_US_MAX).contains(&delay_us), "{} is {delay_us} us late", seen.device);
         }
     }
 
@@ -1080,10 +955,7 @@ mod tests {
             assert_eq!(steps, usize::from(bed == 5), "bed {bed}: event times are 1 s apart");
         }
         for bed in (1..=BEDS).filter(|bed| *bed != 11) {
-            let cuff: Vec<_> = series(&seen, bed, "nibp_sys")
-                .iter()
-                .map(|(second, _)| *second)
-                .collect();
+            let cuff: Vec<_> = series(&seen, bed, "nibp_sys").iter().map(|(second, _)| *second).collect();
             let first = bed % 5;
             assert_eq!(cuff, [first, first + 180, first + 360, first + 540], "bed {bed}");
         }
@@ -1122,11 +994,7 @@ mod tests {
                     for (signal, value) in sent {
                         assert_within_limits(seed, bed.number, second, signal, value);
                     }
-                    assert!(
-                        vitals.heart_rate / vitals.systolic < 0.9,
-                        "seed {seed} bed {}: shock index",
-                        bed.number
-                    );
+                    assert!(vitals.heart_rate / vitals.systolic < 0.9, "seed {seed} bed {}: shock index", bed.number);
                     assert!(vitals.systolic > vitals.mean_pressure && vitals.mean_pressure > vitals.diastolic);
                 }
             }
@@ -1181,10 +1049,7 @@ mod tests {
 
     #[test]
     fn hypotension_is_measured_every_thirty_seconds() {
-        let cuff: Vec<_> = series(&readings(6, DEMO_S), 11, "nibp_sys")
-            .iter()
-            .map(|(second, _)| *second)
-            .collect();
+        let cuff: Vec<_> = series(&readings(6, DEMO_S), 11, "nibp_sys").iter().map(|(second, _)| *second).collect();
         assert_eq!(cuff, [1, 31, 61, 91, 121, 151]);
     }
 
@@ -1201,11 +1066,7 @@ mod tests {
     #[test]
     fn silent_monitor_sends_nothing_and_its_cuff_goes_on() {
         let seen = readings(6, LONG_S);
-        let last = seen
-            .iter()
-            .filter(|one| one.device == "mon-22")
-            .map(|one| one.second)
-            .max();
+        let last = seen.iter().filter(|one| one.device == "mon-22").map(|one| one.second).max();
         assert_eq!(last, Some(11));
         check(&seen, 22, "nibp_sys", 180..200, 105.0..=165.0);
     }
@@ -1216,11 +1077,7 @@ mod tests {
             let is_ahead = seen.device == "mon-05" && seen.second < 100;
             let ahead_us = seen.event_us - seen.at_us;
             let expected_us = if is_ahead { CLOCK_AHEAD_US } else { 0 };
-            assert!(
-                (expected_us - LATENCY_US_MAX..expected_us).contains(&ahead_us),
-                "{} s: {ahead_us}",
-                seen.second
-            );
+            assert!((expected_us - LATENCY_US_MAX..expected_us).contains(&ahead_us), "{} s: {ahead_us}", seen.second);
         }
     }
 
@@ -1252,10 +1109,7 @@ mod tests {
     fn faulty_gateway_truncates_records_and_sends_three_bad_readings() {
         let mut truncated = Vec::new();
         for (second, records) in seconds(6, DEMO_S).iter().enumerate() {
-            for record in records
-                .iter()
-                .filter(|record| serde_json::from_str::<Value>(&record.json).is_err())
-            {
+            for record in records.iter().filter(|record| serde_json::from_str::<Value>(&record.json).is_err()) {
                 assert_eq!(record.patient, "ward-p24");
                 assert!(record.json.contains("cuff-24"));
                 truncated.push(second);
@@ -1272,11 +1126,7 @@ mod tests {
             .collect();
         assert_eq!(
             bad,
-            [
-                (15, 24, "AUX7_IDX", Some("%")),
-                (35, 24, "temp_body", None),
-                (55, 24, "temp_body", Some("Cel"))
-            ]
+            [(15, 24, "AUX7_IDX", Some("%")), (35, 24, "temp_body", None), (55, 24, "temp_body", Some("Cel"))]
         );
         assert_eq!(series(&seen, 24, "temp_body").last(), Some(&(55, 98.6)));
     }
@@ -1304,14 +1154,8 @@ mod tests {
     #[test]
     fn story_names_every_staged_bed() {
         let story = Ward::new(1, START_US).story();
-        let beds: Vec<_> = story
-            .iter()
-            .map(|(bed, _)| bed.trim_start_matches("bed ").to_owned())
-            .collect();
-        assert_eq!(
-            beds,
-            ["2", "3", "5", "7", "9", "11", "14", "16", "17", "19", "22", "24"]
-        );
+        let beds: Vec<_> = story.iter().map(|(bed, _)| bed.trim_start_matches("bed ").to_owned()).collect();
+        assert_eq!(beds, ["2", "3", "5", "7", "9", "11", "14", "16", "17", "19", "22", "24"]);
         assert_eq!(Ward::new(1, START_US).patients(), 26);
     }
 

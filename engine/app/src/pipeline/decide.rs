@@ -107,7 +107,12 @@ impl Owners<'_> {
     }
 
     /// A partition ended by itself: it begins again from what is committed, if it is still ours.
-    fn start_again(&mut self, partition: &TopicPartition, error: &LogError, failures: &mut u32) -> Result<(), LogError> {
+    fn start_again(
+        &mut self,
+        partition: &TopicPartition,
+        error: &LogError,
+        failures: &mut u32,
+    ) -> Result<(), LogError> {
         let Some(owner) = self.running.remove(partition) else {
             return Ok(());
         };
@@ -116,7 +121,7 @@ impl Owners<'_> {
         *failures += 1;
         self.shared.statistics.restarted("decide");
         tracing::warn!(partition = partition.partition, failures = *failures, error = %error, "partition starts again from what is committed");
-        if *failures % FAILURES_REPORTED == 0 {
+        if failures.is_multiple_of(FAILURES_REPORTED) {
             tracing::error!(partition = partition.partition, failures = *failures, "partition keeps failing");
         }
         if error.remedy == Remedy::Refuse {
@@ -129,11 +134,16 @@ impl Owners<'_> {
 
     /// Fence first, all partitions at once; then read the committed offsets; then begin.
     fn take_over(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
-        let (log, group_name) = (&self.shared.log, &self.shared.group);
+        let (log, group_name, alerts) = (&self.shared.log, &self.shared.group, &self.shared.topics.alerts);
         let producers: Vec<Result<Box<dyn Transactional>, LogError>> = std::thread::scope(|scope| {
             let fence = |partition: &TopicPartition| {
                 let id = transactional_id(group_name, &partition.topic, partition.partition);
-                scope.spawn(move || log.transactional(&id))
+                let target = TopicPartition::new(alerts, partition.partition);
+                scope.spawn(move || {
+                    let mut producer = log.transactional(&id)?;
+                    producer.warm_up(&target)?;
+                    Ok(producer)
+                })
             };
             let waiting: Vec<_> = partitions.iter().map(fence).collect();
             let step = "taking over partitions";
@@ -146,7 +156,8 @@ impl Owners<'_> {
             let (first, _) = log.offsets(&partition.topic, partition.partition)?;
             if let Some(committed) = committed.filter(|committed| *committed < first) {
                 let step = format!("taking over {}/{}", partition.topic, partition.partition);
-                let what = format!("committed is offset {committed}, but retention has deleted everything before {first}");
+                let what =
+                    format!("committed is offset {committed}, but retention has deleted everything before {first}");
                 return Err(LogError::new(Remedy::Refuse, step, what));
             }
             starts.push((partition.clone(), committed.unwrap_or(first)));
@@ -154,8 +165,7 @@ impl Owners<'_> {
         let readers = self.member.start_split(&starts)?;
         let handle = self.member.group();
         for (((partition, start), reader), producer) in starts.into_iter().zip(readers).zip(producers) {
-            let resumed = committed.iter().zip(partitions).any(|(committed, known)| *known == partition && committed.is_some());
-            let stand = Stand::new(self.shared, self.settings, producer?, reader, handle.clone(), start, resumed);
+            let stand = Stand::new(self.shared, self.settings, producer?, reader, handle.clone(), start);
             self.begin(partition, stand)?;
         }
         Ok(())
@@ -232,9 +242,9 @@ impl Stand {
         reader: Box<dyn PartitionReader>,
         group: GroupHandle,
         start: i64,
-        resumed: bool,
     ) -> Self {
         let catalogue = Catalogue::builtin();
+        let resumed = start > 0;
         if resumed {
             tracing::warn!(
                 partition = reader.position().partition,
@@ -262,6 +272,8 @@ impl Stand {
         let mut records = Vec::new();
         let stopping = |shared: &Shared| finish.load(Ordering::SeqCst) || shared.stopping();
         self.tell();
+        // The group's coordinator is looked up here, for the offset alone, and not for the first alert.
+        self.commit(finish)?;
         while !stopping(&self.shared) {
             records.clear();
             match self.reader.read(RECORDS_MAX, WAIT, &mut records) {
@@ -343,10 +355,7 @@ impl Stand {
                 partition: self.number(),
                 key: Some(alert.data.content.patient.clone().into_bytes()),
                 value: serde_json::to_vec(&alert).ok(),
-                headers: vec![
-                    ("wardbell".to_owned(), b"alert/1".to_vec()),
-                    ("id".to_owned(), id.into_bytes()),
-                ],
+                headers: vec![("wardbell".to_owned(), b"alert/1".to_vec()), ("id".to_owned(), id.into_bytes())],
                 time_us: None,
             });
             self.outbox.decided_us.push(now);

@@ -113,7 +113,14 @@ impl Stand<'_> {
                 Err(error) => {
                     self.shared.statistics.unreadable();
                     // The error names line and column, not content.
-                    tracing::error!(sink = self.sink.name, partition = partition.partition, offset = record.offset, line = error.line(), column = error.column(), "a record of the alerts topic is no alert and is passed over");
+                    tracing::error!(
+                        sink = self.sink.name,
+                        partition = partition.partition,
+                        offset = record.offset,
+                        line = error.line(),
+                        column = error.column(),
+                        "a record of the alerts topic is no alert and is passed over"
+                    );
                 }
             }
         }

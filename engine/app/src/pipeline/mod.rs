@@ -186,9 +186,9 @@ impl Job {
         let mut threads = Vec::new();
         let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
-            thread.map(|thread| threads.push((name, thread))).map_err(|error| {
-                LogError::new(Remedy::Refuse, "starting a thread", error.to_string())
-            })
+            thread
+                .map(|thread| threads.push((name, thread)))
+                .map_err(|error| LogError::new(Remedy::Refuse, "starting a thread", error.to_string()))
         };
         for sink in settings.sinks {
             let shared = shared.clone();
@@ -301,7 +301,10 @@ impl Job {
         }
         if !threads.is_empty() {
             let busy: Vec<&str> = threads.iter().map(|(name, _)| name.as_str()).collect();
-            tracing::error!(busy = busy.join(", "), "gave up waiting; what is not committed is done again at the next start");
+            tracing::error!(
+                busy = busy.join(", "),
+                "gave up waiting; what is not committed is done again at the next start"
+            );
         }
         threads.is_empty()
     }

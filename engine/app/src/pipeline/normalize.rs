@@ -185,7 +185,12 @@ impl<'a> Stand<'a> {
                         );
                     }
                     let start = start.max(first);
-                    self.shared.statistics.set_position(&group(&self.shared.group), &partition.topic, partition.partition, start);
+                    self.shared.statistics.set_position(
+                        &group(&self.shared.group),
+                        &partition.topic,
+                        partition.partition,
+                        start,
+                    );
                     starts.push((partition, start));
                 }
                 self.reading.extend(starts.iter().cloned());

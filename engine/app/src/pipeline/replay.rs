@@ -27,12 +27,7 @@ pub struct Replayed {
 ///
 /// # Errors
 /// As the log says; a record that cannot be read ends it, since what follows would not be the live run.
-pub fn canonical_log(
-    log: &dyn Log,
-    topic: &str,
-    decision: &Settings,
-    rules: &RuleSet,
-) -> Result<Replayed, LogError> {
+pub fn canonical_log(log: &dyn Log, topic: &str, decision: &Settings, rules: &RuleSet) -> Result<Replayed, LogError> {
     let catalogue = Catalogue::builtin();
     let mut replayed = Replayed::default();
     for partition in 0..log.describe(topic)?.0 {
@@ -70,11 +65,11 @@ pub fn alerts(log: &dyn Log, topic: &str) -> Result<Vec<Vec<Alert>>, LogError> {
     for partition in 0..log.describe(topic)?.0 {
         let mut found = Vec::new();
         let mut failure = None;
-        for_each(log, topic, partition, &mut |record| {
-            match serde_json::from_slice(record.value.as_deref().unwrap_or_default()) {
-                Ok(alert) => found.push(alert),
-                Err(error) => failure = Some(format!("offset {}: {error}", record.offset)),
-            }
+        for_each(log, topic, partition, &mut |record| match serde_json::from_slice(
+            record.value.as_deref().unwrap_or_default(),
+        ) {
+            Ok(alert) => found.push(alert),
+            Err(error) => failure = Some(format!("offset {}: {error}", record.offset)),
         })?;
         if let Some(what) = failure {
             return Err(LogError::new(Remedy::Refuse, format!("reading {topic}/{partition}"), what));

@@ -158,7 +158,11 @@ impl KeyState {
     /// The next clock value at which a timer could raise or escalate, if any is still ahead.
     pub fn next_due(&self, rule: &Rule, clock: Micros) -> Option<Micros> {
         let candidates = Priority::ALL.into_iter().filter(|priority| self.above_open(*priority));
-        candidates.filter_map(|priority| self.due(rule, priority)).map(|(due_clock, _)| due_clock).filter(|due| *due > clock).min()
+        candidates
+            .filter_map(|priority| self.due(rule, priority))
+            .map(|(due_clock, _)| due_clock)
+            .filter(|due| *due > clock)
+            .min()
     }
 
     fn extend_runs(&mut self, verdict: Verdict, moment: &Moment) {
@@ -239,7 +243,9 @@ impl KeyState {
 
     fn due_by_reading(&self, rule: &Rule, said: Priority, at: Micros) -> Option<Priority> {
         Priority::ALL.into_iter().rev().find(|priority| {
-            *priority <= said && self.above_open(*priority) && self.due(rule, *priority).is_some_and(|(_, due)| at >= due)
+            *priority <= said
+                && self.above_open(*priority)
+                && self.due(rule, *priority).is_some_and(|(_, due)| at >= due)
         })
     }
 
@@ -327,8 +333,7 @@ impl KeyState {
         let open = self.open.take()?;
         self.runs = [None; 3];
         let cools_down = matches!(kind, TransitionKind::Cleared | TransitionKind::Reset);
-        self.ended =
-            Some(Box::new(Ended { start: open.start, at: step.at, clock, highest: open.highest, cools_down }));
+        self.ended = Some(Box::new(Ended { start: open.start, at: step.at, clock, highest: open.highest, cools_down }));
         Some(step)
     }
 

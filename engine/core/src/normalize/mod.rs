@@ -112,7 +112,11 @@ fn identifier<'a>(field: &'a RawField<'a>, name: &'static str) -> Result<&'a str
         return refuse(Reason::FieldMissing, name, "the field is empty");
     }
     if text.len() > 4 * TEXT_MAX || text.chars().count() > TEXT_MAX || text.chars().any(char::is_control) {
-        return refuse(Reason::FieldText, name, format!("longer than {TEXT_MAX} characters or with control characters"));
+        return refuse(
+            Reason::FieldText,
+            name,
+            format!("longer than {TEXT_MAX} characters or with control characters"),
+        );
     }
     Ok(text)
 }
@@ -132,7 +136,11 @@ fn time(field: &RawField<'_>) -> Result<Micros, Refused> {
         return Ok(timestamp.as_microsecond());
     }
     if text.parse::<jiff::civil::DateTime>().is_ok() {
-        return refuse(Reason::TimeZone, "time", "a local time without zone or offset; add `Z` or an offset like +01:00");
+        return refuse(
+            Reason::TimeZone,
+            "time",
+            "a local time without zone or offset; add `Z` or an offset like +01:00",
+        );
     }
     refuse(Reason::TimeParse, "time", "not a time; expected RFC 3339 with zone or offset, or an epoch number")
 }
@@ -149,7 +157,11 @@ fn epoch(text: &str) -> Result<Micros, Refused> {
         _ => None,
     };
     // Nanosecond stamps have 19 digits, one more than a value may have: read them as whole numbers.
-    let number = if text.contains('.') { Decimal::from_str(text).ok().and_then(Decimal::to_ratio) } else { Ratio::new(whole, 1) };
+    let number = if text.contains('.') {
+        Decimal::from_str(text).ok().and_then(Decimal::to_ratio)
+    } else {
+        Ratio::new(whole, 1)
+    };
     let micros = per_unit.zip(number).and_then(|(per_unit, number)| number.checked_mul(per_unit)?.to_counts(1));
     match micros {
         Some(micros) => Ok(micros),
@@ -199,7 +211,11 @@ fn measure(decoded: &DecodedReading<'_>, signal: &Signal, catalogue: &Catalogue)
         Ok(decimal) => decimal,
         Err(DecimalError::NotANumber) => return refuse(Reason::NumberParse, "value", "the text is not a number"),
         Err(DecimalError::Locale) => {
-            return refuse(Reason::NumberLocale, "value", "a comma in a number: decimal or thousands mark is not declared");
+            return refuse(
+                Reason::NumberLocale,
+                "value",
+                "a comma in a number: decimal or thousands mark is not declared",
+            );
         }
         Err(DecimalError::Overflow) => return missing(Reason::NumberOverflow),
     };
@@ -257,14 +273,16 @@ fn split_unit<'a>(text: &'a str, given: Option<&'a str>) -> Result<(&'a str, Opt
 }
 
 fn is_sentinel(decimal: Decimal, signal: &Signal) -> bool {
-    let whole = decimal.exponent <= 0
-        && 10_i128.checked_pow(decimal.exponent.unsigned_abs()).is_some_and(|den| {
-            let value = decimal.mantissa / den;
-            decimal.mantissa % den == 0
-                && (SENTINEL_NUMBERS.contains(&value)
-                    || (value == -1 && matches!(signal.id.as_str(), "body_weight" | "body_height")))
-        });
-    whole
+    if decimal.exponent > 0 {
+        return false;
+    }
+    let Some(den) = 10_i128.checked_pow(decimal.exponent.unsigned_abs()) else {
+        return false;
+    };
+    let value = decimal.mantissa / den;
+    decimal.mantissa % den == 0
+        && (SENTINEL_NUMBERS.contains(&value)
+            || (value == -1 && matches!(signal.id.as_str(), "body_weight" | "body_height")))
 }
 
 fn conversion(unit: Option<&str>, signal: &Signal, catalogue: &Catalogue) -> Result<Conversion, Refused> {

@@ -18,11 +18,21 @@ pub const JUMP: Micros = 10 * SECOND;
 /// What a timer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
-    Forget { series: u32 },
-    Stale { series: u32 },
+    Forget {
+        series: u32,
+    },
+    Stale {
+        series: u32,
+    },
     /// A hold of a rule: its index in the plan, and the key.
-    HoldOfSeries { series: u32, rule: u32 },
-    HoldOfPatient { patient: u32, rule: u32 },
+    HoldOfSeries {
+        series: u32,
+        rule: u32,
+    },
+    HoldOfPatient {
+        patient: u32,
+        rule: u32,
+    },
 }
 
 /// One source clock.

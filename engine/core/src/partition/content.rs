@@ -124,7 +124,11 @@ impl Partition {
             limits,
             source: newest.and_then(|series| series.newest_source).map(|position| self.position(position)),
             event_time: newest.map(|series| series.newest_event),
-            flags: newest.and_then(|series| series.reason()).map(|reason| reason.name().to_owned()).into_iter().collect(),
+            flags: newest
+                .and_then(|series| series.reason())
+                .map(|reason| reason.name().to_owned())
+                .into_iter()
+                .collect(),
         };
         self.push(content, if step.by_timer { None } else { basis_us });
     }
@@ -147,7 +151,9 @@ impl Partition {
             (STALE, TransitionKind::Raised) => format!("no {display} from device {device}: not measured is not normal"),
             (STALE, TransitionKind::Superseded) => format!("{display} comes from another device than {device} now"),
             (STALE, _) => format!("{display} from device {device} is measured again"),
-            (_, TransitionKind::Raised) => format!("{display} from device {device} comes faster than its windows can hold"),
+            (_, TransitionKind::Raised) => {
+                format!("{display} from device {device} comes faster than its windows can hold")
+            }
             _ => format!("windows of {display} from device {device} are whole again"),
         };
         let (patient, key, source) = (series.patient, series.key.clone(), series.newest_source);

@@ -69,12 +69,7 @@ impl Settings {
     }
 
     fn bounds(&self) -> Bounds {
-        Bounds {
-            lateness_us: self.lateness_us,
-            skew_us: self.skew_us,
-            epoch_check: self.epoch_check,
-            coarse: false,
-        }
+        Bounds { lateness_us: self.lateness_us, skew_us: self.skew_us, epoch_check: self.epoch_check, coarse: false }
     }
 }
 
@@ -729,7 +724,9 @@ impl Partition {
         let of_patient = &mut self.state.patients[patient as usize];
         match of_patient.signals.iter_mut().find(|known| known.signal == row.signal.0) {
             Some(known) => known.series.push(index),
-            None => of_patient.signals.push(SignalOfPatient { signal: row.signal.0, series: vec![index], primary: None }),
+            None => {
+                of_patient.signals.push(SignalOfPatient { signal: row.signal.0, series: vec![index], primary: None })
+            }
         }
         if !of_patient.devices.iter().any(|known| known.device == device) {
             of_patient.devices.push(DeviceClock { device, ..DeviceClock::default() });

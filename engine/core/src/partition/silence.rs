@@ -133,8 +133,7 @@ impl Partition {
         let series = &self.state.series[reading.series as usize];
         let (patient, device) = (series.patient, series.device);
         let now = self.clock_now(context.clock);
-        let Some(known) =
-            self.state.patients[patient as usize].devices.iter_mut().find(|known| known.device == device)
+        let Some(known) = self.state.patients[patient as usize].devices.iter_mut().find(|known| known.device == device)
         else {
             return;
         };
@@ -161,7 +160,10 @@ impl Partition {
             None => "is right again",
         };
         let message = match reading.replaced {
-            Some(_) => format!("clock of device {} {what}: its readings count at broker time", self.state.device_names.name(device)),
+            Some(_) => format!(
+                "clock of device {} {what}: its readings count at broker time",
+                self.state.device_names.name(device)
+            ),
             None => format!("clock of device {} {what}", self.state.device_names.name(device)),
         };
         self.say_technical(content::CLOCK, patient, &key, Priority::Low, &step, message, None, context.basis_us);
@@ -277,7 +279,8 @@ impl Partition {
     /// The patient left: everything of it is forgotten at once.
     pub(super) fn discharge(&mut self, name: &str) {
         let patient = self.patient(name) as usize;
-        let series: Vec<u32> = self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone()).collect();
+        let series: Vec<u32> =
+            self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone()).collect();
         let now = series.iter().map(|series| self.clock_now(self.state.series[*series as usize].clock)).max();
         if let Some(now) = now {
             self.forget(&series, now);

@@ -121,7 +121,11 @@ impl SeriesTime {
                 return Decision::Duplicate { later_record: false };
             }
             if known.record == record {
-                return if known.value == value { Decision::Duplicate { later_record: false } } else { Decision::Conflict };
+                return if known.value == value {
+                    Decision::Duplicate { later_record: false }
+                } else {
+                    Decision::Conflict
+                };
             }
             if known.value == value && !bounds.coarse {
                 return Decision::Duplicate { later_record: true };

@@ -159,7 +159,8 @@ impl Samples {
     /// Value of the newest sample, unless it is too old or a blank is newer.
     pub fn last(&self, accept_questionable: bool, at: Micros, max_age_us: Option<Micros>) -> Option<i64> {
         let (place, value) = self.newest(accept_questionable)[0]?;
-        let blank = if accept_questionable { self.newest_blank } else { self.newest_blank.max(self.newest_questionable) };
+        let blank =
+            if accept_questionable { self.newest_blank } else { self.newest_blank.max(self.newest_questionable) };
         let known = blank.is_none_or(|blank| blank < place) && max_age_us.is_none_or(|max_age| at - place.0 <= max_age);
         known.then_some(value)
     }

@@ -161,11 +161,7 @@ fn power_of_two(exponent: i32) -> f64 {
 fn ratio(num: i128, den: i128) -> Option<f64> {
     let (q, shift, inexact) = long_division(num.unsigned_abs(), den.unsigned_abs(), 64, false)?;
     let size = nearest_double(q, shift, inexact);
-    Some(if (num < 0) != (den < 0) && num != 0 {
-        -size
-    } else {
-        size
-    })
+    Some(if (num < 0) != (den < 0) && num != 0 { -size } else { size })
 }
 
 /// The double nearest to the root of `num / den`.
@@ -315,26 +311,14 @@ impl Rule {
                 limits.insert(name.to_string(), value.expect("a limit is a number"));
             }
         }
-        let accepted = fields
-            .get("accept")
-            .and_then(|v| v.clone().try_cast::<rhai::Array>())
-            .unwrap_or_default();
+        let accepted = fields.get("accept").and_then(|v| v.clone().try_cast::<rhai::Array>()).unwrap_or_default();
         let mut signals = BTreeSet::new();
         for function in functions.iter().filter(|f| f.name == "raise" || f.name == "clear") {
-            signals.extend(
-                function
-                    .params
-                    .iter()
-                    .filter(|p| *p != "limit" && *p != "patient")
-                    .cloned(),
-            );
+            signals.extend(function.params.iter().filter(|p| *p != "limit" && *p != "patient").cloned());
         }
         Self {
             id: string("id").expect("RULE has an id"),
-            priority: string("priority")
-                .as_deref()
-                .and_then(Priority::parse)
-                .expect("RULE has a priority"),
+            priority: string("priority").as_deref().and_then(Priority::parse).expect("RULE has a priority"),
             hold: duration("hold").unwrap_or(0),
             clear_hold: duration("clear_hold").unwrap_or(0),
             latching: fields.get("latching").and_then(|v| v.as_bool().ok()).unwrap_or(false),
@@ -342,9 +326,7 @@ impl Rule {
             gap: duration("gap"),
             max_age: duration("max_age"),
             cool_down: duration("cool_down").unwrap_or(0),
-            accepts_questionable: accepted
-                .into_iter()
-                .any(|v| v.into_string().is_ok_and(|s| s == "questionable")),
+            accepts_questionable: accepted.into_iter().any(|v| v.into_string().is_ok_and(|s| s == "questionable")),
             signals,
             functions,
         }
@@ -524,9 +506,7 @@ impl View<'_> {
             Expr::StringConstant(text, _) => Value::Text(text.to_string()),
             Expr::Variable(parts, ..) => {
                 let found = scope.iter().rev().find(|(name, _)| name == parts.1.as_str());
-                found
-                    .map(|(_, value)| value.clone())
-                    .expect("a name is a parameter or a let")
+                found.map(|(_, value)| value.clone()).expect("a name is a parameter or a let")
             }
             Expr::Stmt(block) => match self.block(block.statements(), scope.to_vec()) {
                 Flow::Goes(value) | Flow::Returns(value) => value,
@@ -536,10 +516,7 @@ impl View<'_> {
             Expr::Or(parts, _) => self.kleene(parts, true, scope),
             Expr::Coalesce(parts, _) => {
                 let values: Vec<Value> = parts.iter().map(|part| self.value(part, scope)).collect();
-                values
-                    .into_iter()
-                    .find(|value| *value != Value::Unknown)
-                    .unwrap_or(Value::Unknown)
+                values.into_iter().find(|value| *value != Value::Unknown).unwrap_or(Value::Unknown)
             }
             Expr::Dot(parts, ..) => {
                 let left = self.value(&parts.lhs, scope);
@@ -580,12 +557,7 @@ impl View<'_> {
 
     fn function_call(&self, name: &str, args: &[Expr], scope: &[(String, Value)]) -> Value {
         let values: Vec<Value> = args.iter().map(|arg| self.value(arg, scope)).collect();
-        if let Some(own) = self
-            .rule
-            .functions
-            .iter()
-            .find(|f| f.name == name && f.params.len() == values.len())
-        {
+        if let Some(own) = self.rule.functions.iter().find(|f| f.name == name && f.params.len() == values.len()) {
             return self.apply(own, values);
         }
         if values.contains(&Value::Unknown) {
@@ -619,9 +591,7 @@ impl View<'_> {
             let next = readings.get(i + 1).map_or(self.t, |next| next.t);
             points.push(Point {
                 t: reading.t,
-                value: reading
-                    .value
-                    .filter(|_| !reading.questionable || self.rule.accepts_questionable),
+                value: reading.value.filter(|_| !reading.questionable || self.rule.accepts_questionable),
                 covers_to: next.min(reading.t + reading.covers_at_most),
             });
         }
@@ -639,11 +609,7 @@ impl View<'_> {
             self.windows.borrow_mut().push((signal.to_string(), width));
         }
         let Some(series) = self.series.get(signal).copied().flatten() else {
-            return if name == "count" {
-                Value::Num(0.0)
-            } else {
-                Value::Unknown
-            };
+            return if name == "count" { Value::Num(0.0) } else { Value::Unknown };
         };
         let known = |v: i64| match facts.categories.is_empty() {
             true => number(ratio(v.into(), facts.per_unit.into())),
@@ -676,11 +642,8 @@ impl View<'_> {
         if self.t - width < series.held_from {
             return Value::Unknown;
         }
-        let inside: Vec<Point> = points
-            .iter()
-            .copied()
-            .filter(|p| p.value.is_some() && self.t - width < p.t && p.t <= self.t)
-            .collect();
+        let inside: Vec<Point> =
+            points.iter().copied().filter(|p| p.value.is_some() && self.t - width < p.t && p.t <= self.t).collect();
         let values: Vec<i128> = inside.iter().filter_map(|p| p.value).map(i128::from).collect();
         let mut sorted = values.clone();
         sorted.sort_unstable();
@@ -791,11 +754,7 @@ impl SeriesId {
     }
 
     fn track(&self, rule: &str) -> TrackId {
-        TrackId {
-            patient: self.patient.clone(),
-            key: self.key(),
-            rule: rule.to_string(),
-        }
+        TrackId { patient: self.patient.clone(), key: self.key(), rule: rule.to_string() }
     }
 }
 
@@ -948,10 +907,7 @@ struct Span {
 impl Span {
     fn extended(span: Option<Self>, t: i64, gap: Option<i64>) -> Self {
         match span {
-            Some(span) if gap.is_none_or(|gap| t - span.newest <= gap) => Self {
-                first: span.first,
-                newest: t,
-            },
+            Some(span) if gap.is_none_or(|gap| t - span.newest <= gap) => Self { first: span.first, newest: t },
             _ => Self { first: t, newest: t },
         }
     }
@@ -1095,14 +1051,7 @@ impl<'a> World<'a> {
         if let Some(ended) = self.tracks.get(id).and_then(|track| track.ended.as_ref()) {
             start = start.max(ended.at + 1).max(ended.start + 1);
         }
-        let mut episode = Episode {
-            start,
-            priority,
-            highest: priority,
-            next_number: 0,
-            last_at: at,
-            latched: false,
-        };
+        let mut episode = Episode { start, priority, highest: priority, next_number: 0, last_at: at, latched: false };
         self.emit(id, &mut episode, at, "raised");
         self.tracks.entry(id.clone()).or_default().open = Some(episode);
     }
@@ -1127,13 +1076,7 @@ impl<'a> World<'a> {
         let at = at.max(episode.last_at);
         self.emit(id, &mut episode, at, what);
         let cools_down = what == "cleared" || what == "reset";
-        let ended = Ended {
-            start: episode.start,
-            at,
-            clock,
-            highest: episode.highest,
-            cools_down,
-        };
+        let ended = Ended { start: episode.start, at, clock, highest: episode.highest, cools_down };
         self.tracks.entry(id.clone()).or_default().ended = Some(ended);
     }
 
@@ -1148,10 +1091,7 @@ impl<'a> World<'a> {
     }
 
     fn stamp(&self, source: &str) -> Stamp {
-        Stamp {
-            source: source.to_string(),
-            us: self.clock(source),
-        }
+        Stamp { source: source.to_string(), us: self.clock(source) }
     }
 
     fn tick(&mut self, source: &str, time: i64) {
@@ -1211,16 +1151,8 @@ impl<'a> World<'a> {
                 late.1 += by;
             }
         }
-        let ended = self
-            .tracks
-            .values_mut()
-            .filter_map(|track| track.ended.as_mut())
-            .map(|ended| &mut ended.clock);
-        let runs = self
-            .states
-            .values_mut()
-            .flat_map(|state| state.runs.iter_mut().flatten())
-            .map(|run| &mut run.clock);
+        let ended = self.tracks.values_mut().filter_map(|track| track.ended.as_mut()).map(|ended| &mut ended.clock);
+        let runs = self.states.values_mut().flat_map(|state| state.runs.iter_mut().flatten()).map(|run| &mut run.clock);
         for stamp in ended.chain(runs).chain(self.told.values_mut()) {
             if stamp.source == source {
                 stamp.us += by;
@@ -1277,8 +1209,7 @@ impl<'a> World<'a> {
             _ => std::cmp::Reverse(None),
         };
         let due = all.into_iter().filter(|((due, _), _)| *due <= now);
-        due.min_by(|a, b| a.0.cmp(&b.0).then_with(|| priority(&a.1).cmp(&priority(&b.1))))
-            .map(|((at, _), d)| (at, d))
+        due.min_by(|a, b| a.0.cmp(&b.0).then_with(|| priority(&a.1).cmp(&priority(&b.1)))).map(|((at, _), d)| (at, d))
     }
 
     /// Raises and escalations that only wait for the key's clock: (due on the clock, `T`, priority).
@@ -1305,9 +1236,7 @@ impl<'a> World<'a> {
         let rule = self.rule(&id.rule);
         let (mut at, mut clock) = (run.since + rule.hold, run.clock.us + rule.hold);
         let track = self.tracks.get(id);
-        let over = track
-            .filter(|track| track.open.is_none())
-            .and_then(|track| track.ended.as_ref());
+        let over = track.filter(|track| track.open.is_none()).and_then(|track| track.ended.as_ref());
         if let Some(ended) = over.filter(|ended| rule.cool_down > 0 && ended.cools_down && priority <= ended.highest) {
             at = at.max(ended.at + rule.cool_down);
             clock = clock.max(ended.clock.us + rule.cool_down);
@@ -1317,11 +1246,7 @@ impl<'a> World<'a> {
 
     /// A hold of this priority is complete.
     fn raise_or_escalate(&mut self, id: &TrackId, priority: Priority, at: i64) {
-        let condition_start = self
-            .states
-            .get(id)
-            .and_then(|state| state.runs[0].as_ref())
-            .map_or(at, |run| run.began);
+        let condition_start = self.states.get(id).and_then(|state| state.runs[0].as_ref()).map_or(at, |run| run.began);
         match self.open(id).map(|episode| episode.latched) {
             None => self.begin(id, at, priority, condition_start),
             Some(true) => self.change(id, at, "raised", Some(priority), false),
@@ -1341,22 +1266,12 @@ impl<'a> World<'a> {
 
     /// Section 2.8.
     fn forget(&mut self, id: &SeriesId, at: i64) {
-        let source = self
-            .series
-            .get(id)
-            .map(|series| series.source.clone())
-            .unwrap_or_default();
+        let source = self.series.get(id).map(|series| series.source.clone()).unwrap_or_default();
         let clock = Stamp { source, us: at };
         self.series.remove(id);
-        let others: Vec<&SeriesId> = self
-            .series
-            .keys()
-            .filter(|other| other.patient == id.patient && other.signal == id.signal)
-            .collect();
-        let first = others
-            .into_iter()
-            .filter_map(|other| Some((self.series.get(other)?.first_sample?, other)))
-            .min();
+        let others: Vec<&SeriesId> =
+            self.series.keys().filter(|other| other.patient == id.patient && other.signal == id.signal).collect();
+        let first = others.into_iter().filter_map(|other| Some((self.series.get(other)?.first_sample?, other))).min();
         let first = first.map(|(_, other)| other.clone());
         let place = (id.patient.clone(), id.signal.clone());
         if self.primary.get(&place) == Some(id) {
@@ -1396,11 +1311,8 @@ impl<'a> World<'a> {
         let source = self.source(&record.source).to_string();
         self.move_clock(&source, record.broker_us);
         let clock = self.clock(&source);
-        let readings: Vec<&Reading> = record
-            .readings
-            .iter()
-            .filter(|reading| self.signals.contains_key(&reading.signal))
-            .collect();
+        let readings: Vec<&Reading> =
+            record.readings.iter().filter(|reading| self.signals.contains_key(&reading.signal)).collect();
         for reading in &readings {
             self.hear(reading, &source, clock);
         }
@@ -1409,12 +1321,7 @@ impl<'a> World<'a> {
         for reading in &readings {
             self.remember_no_longer(&SeriesId::of(reading), clock);
             if let Some((t, time)) = self.decide(reading, &decided, record.broker_us, clock) {
-                decided.push(Decided {
-                    reading,
-                    id: SeriesId::of(reading),
-                    t,
-                    time,
-                });
+                decided.push(Decided { reading, id: SeriesId::of(reading), t, time });
             }
         }
         decided.sort_by_key(|d| d.t);
@@ -1535,10 +1442,7 @@ impl<'a> World<'a> {
         let series = self.the_series(&id);
         if wrong || goes_on {
             let began_coarse = *series.replacing.get_or_insert(false);
-            return Some((
-                broker + replaced_before,
-                if began_coarse { Time::Quietly } else { Time::Replaced },
-            ));
+            return Some((broker + replaced_before, if began_coarse { Time::Quietly } else { Time::Replaced }));
         }
         series.replacing = None;
         series.slow = false;
@@ -1552,10 +1456,7 @@ impl<'a> World<'a> {
         series.expect(clock, signal);
         series.stale = false;
         series.successors.clear();
-        let stamp = Stamp {
-            source: series.source.clone(),
-            us: clock,
-        };
+        let stamp = Stamp { source: series.source.clone(), us: clock };
         self.end(&id.track(STALE), clock, "cleared", stamp);
     }
 
@@ -1569,10 +1470,7 @@ impl<'a> World<'a> {
         if series.newest_t().is_some_and(|newest| t < newest - lateness) {
             return false;
         }
-        let stamp = Stamp {
-            source: series.source.clone(),
-            us: clock,
-        };
+        let stamp = Stamp { source: series.source.clone(), us: clock };
         self.tell_of_clock(decided, &stamp);
 
         let series = self.the_series(id);
@@ -1581,17 +1479,9 @@ impl<'a> World<'a> {
             Some(e) => 2 * e,
             None => 2 * signal.typical_interval_us,
         };
-        let covers_at_most = if signal.stale_after_us == 0 {
-            coverage
-        } else {
-            coverage.min(signal.stale_after_us)
-        };
+        let covers_at_most = if signal.stale_after_us == 0 { coverage } else { coverage.min(signal.stale_after_us) };
         let newest_sample = series.newest_sample_t();
-        series.memory.push(Remembered {
-            event: reading.event_us,
-            value: reading.value,
-            clock,
-        });
+        series.memory.push(Remembered { event: reading.event_us, value: reading.value, clock });
         series.readings.push(Accepted {
             t,
             order,
@@ -1620,11 +1510,7 @@ impl<'a> World<'a> {
     /// Section 7.5.
     fn tell_of_clock(&mut self, decided: &Decided, stamp: &Stamp) {
         let (patient, device) = (decided.id.patient.clone(), decided.id.device.clone());
-        let track = TrackId {
-            patient: patient.clone(),
-            key: format!("{device}/-/-"),
-            rule: CLOCK.to_string(),
-        };
+        let track = TrackId { patient: patient.clone(), key: format!("{device}/-/-"), rule: CLOCK.to_string() };
         match decided.time {
             Time::AsSent => self.end(&track, stamp.us, "cleared", stamp.clone()),
             Time::Replaced => {
@@ -1694,10 +1580,8 @@ impl<'a> World<'a> {
         let newest = series.newest_t().expect("a sample was accepted");
         let mut evicted = false;
         loop {
-            let needed = series
-                .readings
-                .iter_mut()
-                .filter(|r| r.value.is_some() && !r.evicted && r.t > newest - longest);
+            let needed =
+                series.readings.iter_mut().filter(|r| r.value.is_some() && !r.evicted && r.t > newest - longest);
             let mut needed: Vec<&mut Accepted> = needed.collect();
             if needed.len() <= cap {
                 break;
@@ -1764,31 +1648,22 @@ impl<'a> World<'a> {
             let typical = self.signal(&s.signal).typical_interval_us;
             self.series.get(s).and_then(|series| series.expected_interval(typical))
         };
-        let gap = rule
-            .gap
-            .or_else(|| series.iter().filter_map(expected).max().map(|e| 2 * e));
+        let gap = rule.gap.or_else(|| series.iter().filter_map(expected).max().map(|e| 2 * e));
         let stale: Vec<i64> = series.iter().map(|s| self.signal(&s.signal).stale_after_us).collect();
         let longest = stale.iter().copied().max().filter(|_| !stale.contains(&0));
         let restart_above = match (gap, longest) {
             (Some(gap), Some(longest)) => Some(gap.max(longest)),
             _ => None,
         };
-        Reads {
-            series,
-            gap,
-            restart_above,
-        }
+        Reads { series, gap, restart_above }
     }
 
     /// The clocks of what a key reads, one of them perhaps moved. Where it reads nothing yet: of all its series.
     fn clocks_of(&self, id: &TrackId, reads: &Reads, moved: Option<(&str, i64)>) -> Vec<(String, i64)> {
         let all = self.all_series(id);
         let series = if reads.series.is_empty() { &all } else { &reads.series };
-        let sources: BTreeSet<String> = series
-            .iter()
-            .filter_map(|s| self.series.get(s))
-            .map(|series| series.source.clone())
-            .collect();
+        let sources: BTreeSet<String> =
+            series.iter().filter_map(|s| self.series.get(s)).map(|series| series.source.clone()).collect();
         sources
             .into_iter()
             .map(|source| match moved {
@@ -1803,21 +1678,14 @@ impl<'a> World<'a> {
 
     fn key_clock(&self, id: &TrackId, reads: &Reads) -> Stamp {
         let clocks = self.clocks_of(id, reads, None);
-        let (source, us) = clocks
-            .into_iter()
-            .min_by_key(|(_, us)| *us)
-            .expect("a key has a series");
+        let (source, us) = clocks.into_iter().min_by_key(|(_, us)| *us).expect("a key has a series");
         Stamp { source, us }
     }
 
     fn evaluate(&mut self, id: &TrackId) {
         let reads = self.reads(id);
         let clock = self.key_clock(id, &reads);
-        let newest = self
-            .all_series(id)
-            .iter()
-            .filter_map(|s| self.series.get(s)?.newest_t())
-            .max();
+        let newest = self.all_series(id).iter().filter_map(|s| self.series.get(s)?.newest_t()).max();
         let mut state = self.states.remove(id).unwrap_or_default();
         let t = newest.max(state.evaluated).expect("a reading was accepted");
         state.evaluated = Some(t);
@@ -1957,22 +1825,14 @@ fn extend_runs(state: &mut State, verdict: Verdict, t: i64, clock: &Stamp, reads
         match verdict {
             Verdict::Unknown => {}
             Verdict::True(said) if said >= priority => {
-                let fresh = Run {
-                    began: t,
-                    since: t,
-                    newest: t,
-                    clock: clock.clone(),
-                };
+                let fresh = Run { began: t, since: t, newest: t, clock: clock.clone() };
                 *run = Some(match run.take() {
                     Some(run) if reads.restart_above.is_none_or(|limit| t - run.newest <= limit) => {
                         let uncounted = reads.gap.map_or(0, |gap| (t - run.newest - gap).max(0));
                         Run {
                             since: run.since + uncounted,
                             newest: t,
-                            clock: Stamp {
-                                us: run.clock.us + uncounted,
-                                ..run.clock
-                            },
+                            clock: Stamp { us: run.clock.us + uncounted, ..run.clock },
                             ..run
                         }
                     }
@@ -1985,9 +1845,5 @@ fn extend_runs(state: &mut State, verdict: Verdict, t: i64, clock: &Stamp, reads
 }
 
 fn feed_track(source: &str) -> TrackId {
-    TrackId {
-        patient: "-".to_string(),
-        key: source.to_string(),
-        rule: FEED.to_string(),
-    }
+    TrackId { patient: "-".to_string(), key: source.to_string(), rule: FEED.to_string() }
 }
