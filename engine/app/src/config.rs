@@ -292,6 +292,7 @@ fn unknown_keys(file: &SourceFile, table: &DeTable<'_>) -> Vec<Diagnostic> {
             }
         }
     }
+    faults.sort_by_key(|fault| (fault.line, fault.column));
     faults
 }
 
@@ -474,8 +475,8 @@ mod tests {
             faults(&text),
             [
                 "C002 1:1 unknown key `rule` in the configuration (did you mean `rules`?)",
-                "C002 9:1 unknown key `bootstrap_server` in [kafka] (did you mean `bootstrap_servers`?)",
-                "C002 7:1 unknown key `pth` in [[sink]] (did you mean `path`?)",
+                "C002 8:1 unknown key `pth` in [[sink]] (did you mean `path`?)",
+                "C002 10:1 unknown key `bootstrap_server` in [kafka] (did you mean `bootstrap_servers`?)",
             ]
         );
     }
