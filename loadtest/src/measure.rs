@@ -406,7 +406,6 @@ mod tests {
             message: String::new(),
             evidence: Vec::new(),
             limits: BTreeMap::new(),
-            source: None,
             event_time: None,
             flags: Vec::new(),
         };

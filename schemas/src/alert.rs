@@ -220,10 +220,7 @@ pub struct Content {
     pub evidence: Vec<Evidence>,
     /// The limits in force for this patient, by name.
     pub limits: BTreeMap<String, f64>,
-    /// The newest reading of the key when it was decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<SourcePosition>,
-    /// Event time of that reading.
+    /// Event time of the newest reading of the key when it was decided.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339_option")]
     pub event_time: Option<Micros>,
     /// Reasons and policies attached to that reading.
@@ -240,6 +237,9 @@ pub struct Measured {
     pub canonical_us: Micros,
     /// When the decision was taken.
     pub decided_us: Micros,
+    /// Where the newest reading of the key came from. The same readings in another topic, or in a file, decide the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourcePosition>,
     /// Canonical log position of the record that decided.
     pub partition: i32,
     pub offset: i64,
@@ -382,7 +382,6 @@ mod tests {
                 unit: "%".to_owned(),
             }],
             limits: BTreeMap::from([("low".to_owned(), 90.0)]),
-            source: Some(SourcePosition { topic: "devices".to_owned(), partition: 0, offset: 24, index: 0 }),
             event_time: Some(24_000_000),
             flags: Vec::new(),
         }
@@ -392,7 +391,8 @@ mod tests {
     fn an_alert_is_valid_by_its_schema_and_read_as_written() {
         let schema: serde_json::Value = serde_json::from_str(ALERT_SCHEMA).expect("the schema is JSON");
         let validator = jsonschema::validator_for(&schema).expect("the schema is a schema");
-        let alert = Alert::new(example(), Measured::default());
+        let source = Some(SourcePosition { topic: "devices".to_owned(), partition: 0, offset: 24, index: 0 });
+        let alert = Alert::new(example(), Measured { source, ..Measured::default() });
         let json = serde_json::to_value(&alert).expect("writes");
         let errors: Vec<String> = validator.iter_errors(&json).map(|error| error.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new());

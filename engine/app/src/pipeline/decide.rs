@@ -344,6 +344,7 @@ impl Stand {
                 basis_us,
                 canonical_us,
                 decided_us: now,
+                source: decided.source,
                 partition: self.number(),
                 offset: record.offset,
                 delayed,

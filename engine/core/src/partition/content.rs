@@ -122,7 +122,6 @@ impl Partition {
             message,
             evidence,
             limits,
-            source: newest.and_then(|series| series.newest_source).map(|position| self.position(position)),
             event_time: newest.map(|series| series.newest_event),
             flags: newest
                 .and_then(|series| series.reason())
@@ -130,7 +129,8 @@ impl Partition {
                 .into_iter()
                 .collect(),
         };
-        self.push(content, if step.by_timer { None } else { basis_us });
+        let source = newest.and_then(|series| series.newest_source).map(|position| self.position(position));
+        self.push(content, if step.by_timer { None } else { basis_us }, source);
     }
 
     /// Says a technical transition whose key is a series, if there is one.
@@ -166,8 +166,8 @@ impl Partition {
             return;
         };
         let key = self.state.clocks[clock as usize].name.clone();
-        let content = self.technical_content(FEED, "-", &key, Priority::High, &step, message, None);
-        self.push(content, None);
+        let content = self.technical_content(FEED, "-", &key, Priority::High, &step, message);
+        self.push(content, None, None);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the facts of one transition, each named at the call")]
@@ -183,11 +183,11 @@ impl Partition {
         basis_us: Option<Micros>,
     ) {
         let name = self.state.patient_names.name(patient).to_owned();
-        let content = self.technical_content(rule, &name, key, priority, step, message, source);
-        self.push(content, basis_us);
+        let content = self.technical_content(rule, &name, key, priority, step, message);
+        let source = source.map(|position| self.position(position));
+        self.push(content, basis_us, source);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the facts of one transition, each named at the call")]
     fn technical_content(
         &self,
         rule: &'static str,
@@ -196,7 +196,6 @@ impl Partition {
         priority: Priority,
         step: &TechnicalStep,
         message: String,
-        source: Option<Position>,
     ) -> Content {
         let id = EpisodeId::new(&self.settings.site, rule, patient, key, step.start);
         Content {
@@ -220,7 +219,6 @@ impl Partition {
             message,
             evidence: Vec::new(),
             limits: BTreeMap::new(),
-            source: source.map(|position| self.position(position)),
             event_time: None,
             flags: Vec::new(),
         }
@@ -236,8 +234,8 @@ impl Partition {
         }
     }
 
-    fn push(&mut self, content: Content, basis_us: Option<Micros>) {
+    fn push(&mut self, content: Content, basis_us: Option<Micros>, source: Option<SourcePosition>) {
         self.state.transitions += 1;
-        self.decided.push(Decided { content, basis_us });
+        self.decided.push(Decided { content, basis_us, source });
     }
 }

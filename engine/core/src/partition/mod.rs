@@ -27,7 +27,7 @@ use wardbell_schemas::alert::{Content, EpisodeId, TransitionKind};
 use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
 use wardbell_schemas::control::{Control, ControlRecord};
 use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
-use wardbell_schemas::reading::{Quality, ReadingColumns, ReadingRow, Reason};
+use wardbell_schemas::reading::{Quality, ReadingColumns, ReadingRow, Reason, SourcePosition};
 use wardbell_schemas::{Micros, SECOND};
 
 use self::clocks::{Clock, Movement, Timer};
@@ -80,6 +80,8 @@ pub struct Decided {
     /// Append time of the source record that decided; `None` for a timer and where the source does not know it: then
     /// the append time of the canonical record counts.
     pub basis_us: Option<Micros>,
+    /// Where the newest reading of the key came from, for whoever wants to look it up.
+    pub source: Option<SourcePosition>,
 }
 
 /// What one evaluation saw and said; kept only while tracing.
