@@ -573,8 +573,9 @@ impl<'a> Lowering<'a> {
         };
         match duration::parse(&text) {
             Ok(window) if window > 0 => {
-                let typical = signal.typical_interval_us.max(1);
-                if window / typical > SAMPLES_MAX {
+                // Signals that come as events have no interval to reckon with.
+                let typical = signal.typical_interval_us;
+                if typical > 0 && window / typical > SAMPLES_MAX {
                     let longest = duration::print(typical * SAMPLES_MAX);
                     let message = format!("a window of {text} does not fit the samples kept of `{}`", signal.id);
                     let diagnostic = self.report("R027", at, message);

@@ -209,9 +209,15 @@ fn engine() -> &'static Engine {
         for name in ["count", "mean", "min", "max", "sum", "median", "range", "stddev", "delta", "slope", "gap"] {
             engine.register_fn(name, move |view: &mut SignalView, window: &str| view.window(name, window));
         }
-        engine.register_fn("percentile", |view: &mut SignalView, quantile: f64, window: &str| {
+        let percentile = |view: &SignalView, quantile: f64, window: &str| {
             let us = duration::parse(window).unwrap_or(0);
             view.get(&format!("percentile({quantile}, \"{}\")", duration::print(us)))
+        };
+        engine.register_fn("percentile", move |view: &mut SignalView, quantile: f64, window: &str| {
+            percentile(view, quantile, window)
+        });
+        engine.register_fn("percentile", move |view: &mut SignalView, quantile: i64, window: &str| {
+            percentile(view, quantile as f64, window)
         });
         engine.register_fn("fraction_is", |view: &mut SignalView, state: &str, window: &str| {
             let us = duration::parse(window).unwrap_or(0);
@@ -220,6 +226,9 @@ fn engine() -> &'static Engine {
         for name in ["time_below", "time_above", "fraction_below", "fraction_above"] {
             engine.register_fn(name, move |view: &mut SignalView, threshold: f64, window: &str| {
                 view.threshold(name, Some(threshold), window)
+            });
+            engine.register_fn(name, move |view: &mut SignalView, threshold: i64, window: &str| {
+                view.threshold(name, Some(threshold as f64), window)
             });
             engine.register_fn(name, move |view: &mut SignalView, threshold: Shown, window: &str| {
                 view.threshold(name, threshold.value, window)
@@ -265,5 +274,7 @@ fn register_arithmetic(engine: &mut Engine) {
         engine.register_fn(name, move |a: Shown, b: Shown| compare(a.value, b.value));
         engine.register_fn(name, move |a: Shown, b: f64| compare(a.value, Some(b)));
         engine.register_fn(name, move |a: f64, b: Shown| compare(Some(a), b.value));
+        engine.register_fn(name, move |a: Shown, b: i64| compare(a.value, Some(b as f64)));
+        engine.register_fn(name, move |a: i64, b: Shown| compare(Some(a as f64), b.value));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use rhai::{ASTFlags, Expr, Stmt};
+use rhai::{ASTFlags, ASTNode, Expr, Stmt};
 use sha2::{Digest, Sha256};
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::Priority;
@@ -202,6 +202,7 @@ pub fn compile(file: &SourceFile, catalogue: &Catalogue) -> (Option<Rule>, Vec<D
         );
         return (None, diagnostics);
     };
+    diagnostics.extend(misnamed_functions(&parsed));
     let raise = lowering.decision(raise_function);
     let clear_function = function("clear");
     let clear = clear_function.map(|function| lowering.condition(function));
@@ -283,6 +284,43 @@ pub fn compile(file: &SourceFile, catalogue: &Catalogue) -> (Option<Rule>, Vec<D
     }
     let usable = !diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
     (usable.then_some(rule), diagnostics)
+}
+
+/// Functions that nothing calls and whose names are slips of `raise`, `clear` or `message`, or that stand twice.
+fn misnamed_functions(parsed: &Parsed) -> Vec<Diagnostic> {
+    const MEANT: [&str; 3] = ["raise", "clear", "message"];
+    let mut called = BTreeSet::new();
+    parsed.ast.walk(&mut |path: &[ASTNode]| {
+        match path.last() {
+            Some(ASTNode::Expr(Expr::FnCall(call, _))) => called.insert(call.name.to_string()),
+            Some(ASTNode::Stmt(Stmt::FnCall(call, _))) => called.insert(call.name.to_string()),
+            _ => false,
+        };
+        true
+    });
+    let mut faults = Vec::new();
+    for (i, function) in parsed.functions.iter().enumerate() {
+        let name = function.name.as_str();
+        let meant = MEANT.contains(&name);
+        let again = parsed.functions[..i].iter().any(|other| other.name == name);
+        if meant && again {
+            faults.push(Diagnostic::error(
+                "R006",
+                &parsed.file,
+                function.span.clone(),
+                format!("`{name}` stands twice"),
+            ));
+        } else if !meant
+            && !called.contains(name)
+            && let Some(help) = did_you_mean(name, MEANT)
+        {
+            faults.push(
+                Diagnostic::error("R006", &parsed.file, function.span.clone(), format!("nothing calls `{name}`"))
+                    .help(help),
+            );
+        }
+    }
+    faults
 }
 
 /// The declared fields of RULE.

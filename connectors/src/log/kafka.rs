@@ -28,6 +28,8 @@ use super::{
 
 /// Calls that wait for the broker give up after this and say so.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A question asked from a polling loop must not keep it from polling for long.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
@@ -197,7 +199,7 @@ impl Log for KafkaLog {
 
     fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
         let step = format!("asking for the end of {topic}/{partition}");
-        self.asker()?.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(|error| classify(&step, &error))
+        self.asker()?.fetch_watermarks(topic, partition, QUESTION_TIMEOUT).map_err(|error| classify(&step, &error))
     }
 
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
@@ -544,6 +546,10 @@ impl KafkaMember {
                 self.context.outage.over();
                 message
             }
+            Some(Err(error)) if passes(&error) => {
+                self.context.outage.heard(&error);
+                return Ok(false);
+            }
             Some(Err(error)) => return Err(classify("reading from the broker", &error)),
         };
         let partition = TopicPartition::new(message.topic(), message.partition());
@@ -731,6 +737,8 @@ impl PartitionReader for KafkaReader {
             let record = match polled {
                 None => return Ok(()),
                 Some(Ok(message)) => to_record(&message),
+                // The client reconnects by itself and goes on where it was; nothing was missed.
+                Some(Err(error)) if passes(&error) => return Ok(()),
                 Some(Err(error)) => {
                     let step = format!("reading {}/{}", self.from.topic, self.from.partition);
                     return Err(classify(&step, &error));
@@ -1009,6 +1017,27 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
             | PolicyViolation
             | SaslAuthenticationFailed
             | UnsupportedVersion
+    )
+}
+
+/// An outage that the client bridges by itself.
+fn passes(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::*;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            AllBrokersDown
+                | BrokerTransportFailure
+                | Resolve
+                | OperationTimedOut
+                | RequestTimedOut
+                | NetworkException
+                | CoordinatorLoadInProgress
+                | CoordinatorNotAvailable
+                | NotCoordinator
+                | LeaderNotAvailable
+                | NotLeaderForPartition
+        )
     )
 }
 

@@ -381,7 +381,7 @@ fn span_of(table: &DeTable<'_>, path: &[&str]) -> Option<std::ops::Range<usize>>
 }
 
 /// Puts `WARDBELL__SECTION__KEY=value` into the table.
-fn override_key(table: &mut Table, name: &str, value: &str) -> Result<(), String> {
+fn override_key(root: &mut Table, name: &str, value: &str) -> Result<(), String> {
     let path: Vec<String> = name
         .trim_start_matches(ENV_PREFIX)
         .split("__")
@@ -391,7 +391,7 @@ fn override_key(table: &mut Table, name: &str, value: &str) -> Result<(), String
     let Some((last, sections)) = path.split_last() else {
         return Err("names no key".to_owned());
     };
-    let mut place = table;
+    let mut place = &mut *root;
     for section in sections {
         let next = place.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
         place = next.as_table_mut().ok_or_else(|| format!("`{section}` is not a section"))?;
@@ -411,7 +411,16 @@ fn override_key(table: &mut Table, name: &str, value: &str) -> Result<(), String
     if !known {
         return Err(format!("there is no key `{}`", path.join(".")));
     }
-    place.insert(last.clone(), parsed.unwrap_or_else(|| Value::String(value.to_owned())));
+    let text = Value::String(value.to_owned());
+    place.insert(last.clone(), parsed.unwrap_or_else(|| text.clone()));
+    // A name or password may look like a number: what does not fit as such is a text.
+    if Value::Table(root.clone()).try_into::<Config>().is_err() {
+        let mut place = root;
+        for section in sections {
+            place = place.get_mut(section).and_then(Value::as_table_mut).ok_or("is not a section")?;
+        }
+        place.insert(last.clone(), text);
+    }
     Ok(())
 }
 
@@ -501,6 +510,8 @@ mod tests {
         assert_eq!((faults.len(), config.expect("builds").kafka.bootstrap_servers.as_str()), (0, "broker:9092"));
         let (config, _) = set("WARDBELL__CANONICAL__PARTITIONS", "4");
         assert_eq!(config.expect("builds").canonical.partitions, 4);
+        let (config, faults) = set("WARDBELL__INSTANCE", "1");
+        assert_eq!((faults.len(), config.expect("builds").instance.as_deref()), (0, Some("1")));
         let (_, faults) = set("WARDBELL__KAFKA__SERVERS", "x");
         assert!(faults[0].message.contains("there is no key `kafka.servers`"), "{faults:?}");
     }

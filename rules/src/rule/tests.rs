@@ -85,6 +85,7 @@ fn what_the_language_does_not_hold_is_named_with_its_place() {
             "fn raise(spo2) { spo2.last < 90.0 }\nfn message(spo2, heart_rate) { `${heart_rate.last}` }",
             "R034 3:18 `message` reads `heart_rate`, which neither `raise` nor `clear` names",
         ),
+        ("fn raise(spo2) { spo2.last < 90.0 }\nfn claer(spo2) { spo2.last > 92.0 }", "R006 3:4 nothing calls `claer`"),
         ("fn raise(spo2) { spo2.last < ", "R001 3:1 syntax: script is incomplete"),
     ] {
         assert_eq!(faults(body).first().map(String::as_str), Some(expected), "{body}");

@@ -102,6 +102,15 @@ impl Owners<'_> {
             while let Ok((partition, error)) = self.ended.try_recv() {
                 self.start_again(&partition, &error, failures.entry(partition.clone()).or_default())?;
             }
+            // A thread that ended without a word has panicked: its partition must not stay silent.
+            let dead = |(_, owner): &(&TopicPartition, &Owner)| owner.thread.is_finished();
+            let silent: Vec<TopicPartition> =
+                self.running.iter().filter(dead).map(|(partition, _)| partition.clone()).collect();
+            for partition in silent {
+                let step = format!("working on {}/{}", partition.topic, partition.partition);
+                let error = LogError::new(Remedy::Restart, step, "its thread ended unexpectedly");
+                self.start_again(&partition, &error, failures.entry(partition.clone()).or_default())?;
+            }
         }
         Ok(())
     }
@@ -378,28 +387,25 @@ impl Stand {
     /// Commits the outbox and the offset together, again and again until it is known to be done or not ours any more.
     fn commit(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
         let mut backoff = BACKOFF_MIN;
+        let mut unknown = false;
         loop {
-            let progress = Progress {
-                group: &self.group,
-                position: self.reader.position().clone(),
-                next_offset: self.next_offset,
-            };
-            let error = match self.producer.commit(&self.outbox.records, Some(&progress)) {
-                Ok(()) => break,
+            let attempt = if unknown { self.was_committed() } else { self.try_commit() };
+            let error = match attempt {
+                Ok(true) => break,
+                // It is known now that nothing of it is visible: the same content is sent again.
+                Ok(false) => {
+                    unknown = false;
+                    continue;
+                }
                 Err(error) => error,
             };
             match error.remedy {
-                Remedy::Retry => {
-                    tracing::warn!(partition = self.number(), error = %error, "the transaction is sent again");
-                }
-                Remedy::Restart => {
-                    tracing::warn!(partition = self.number(), error = %error, "looking up whether the transaction was committed");
-                    if self.was_committed()? {
-                        break;
-                    }
-                }
+                Remedy::Retry => {}
+                Remedy::Restart => unknown = true,
                 Remedy::Fenced | Remedy::Refuse => return Err(error),
             }
+            let what = if unknown { "looking up whether it was committed" } else { "it is sent again" };
+            tracing::warn!(partition = self.number(), error = %error, "the transaction failed: {what}");
             if finish.load(Ordering::SeqCst) {
                 return Err(error);
             }
@@ -414,6 +420,12 @@ impl Stand {
         self.committed = self.next_offset;
         self.committed_at = Instant::now();
         Ok(())
+    }
+
+    fn try_commit(&mut self) -> Result<bool, LogError> {
+        let progress =
+            Progress { group: &self.group, position: self.reader.position().clone(), next_offset: self.next_offset };
+        self.producer.commit(&self.outbox.records, Some(&progress)).map(|()| true)
     }
 
     /// A new producer ends whatever the old one left open; then the committed offset tells.

@@ -220,7 +220,11 @@ impl Job {
 
     /// Why the job cannot go on, if it cannot.
     pub fn failure(&self) -> Option<String> {
-        self.shared.statistics.failure()
+        let ended = |(_, thread): &&(String, JoinHandle<()>)| thread.is_finished();
+        self.shared
+            .statistics
+            .failure()
+            .or_else(|| self.threads.iter().find(ended).map(|(name, _)| format!("stage {name} ended unexpectedly")))
     }
 
     /// Waits until everything that was in the source topics when it was called has passed all stages.

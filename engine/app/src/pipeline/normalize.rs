@@ -85,6 +85,8 @@ struct Stand<'a> {
     catalogue: &'static Catalogue,
     decoder: JsonDecoder,
     n_partitions: i32,
+    /// There is one source partition in all: its order is the order of record times.
+    single_source: bool,
     member: Box<dyn Member>,
     appender: Box<dyn Appender>,
     /// Next offset to read, per assigned source partition.
@@ -124,9 +126,14 @@ impl<'a> Stand<'a> {
             isolation: Isolation::ReadCommitted,
             instance: shared.instance.clone(),
         };
+        let mut n_sources = 0;
+        for topic in &shared.topics.source {
+            n_sources += shared.log.describe(topic)?.0;
+        }
         Ok(Self {
             shared,
             settings,
+            single_source: n_sources == 1,
             catalogue: Catalogue::builtin(),
             decoder: JsonDecoder,
             n_partitions: shared.topics.partitions,
@@ -438,9 +445,15 @@ impl<'a> Stand<'a> {
         }
         let positions: Vec<(TopicPartition, i64)> =
             self.acknowledged.iter().map(|(partition, next)| (partition.clone(), *next)).collect();
-        self.member.commit(&positions)?;
-        self.acknowledged.clear();
         self.committed_at = Instant::now();
+        match self.member.commit(&positions) {
+            Ok(()) => self.acknowledged.clear(),
+            // What is not committed is committed with the next; at worst it is read again.
+            Err(error) if error.remedy == Remedy::Retry && !now => {
+                tracing::warn!(error = %error, "source offsets are not committed yet");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -460,9 +473,16 @@ impl<'a> Stand<'a> {
         }
         if let Some(asked_after) = self.ticks.newest_us {
             for partition in self.reading.keys() {
-                if !self.ticks.claims.contains_key(partition) {
-                    let (_, end) = self.shared.log.offsets(&partition.topic, partition.partition)?;
-                    self.ticks.claims.insert(partition.clone(), (end, asked_after));
+                if self.ticks.claims.contains_key(partition) {
+                    continue;
+                }
+                match self.shared.log.offsets(&partition.topic, partition.partition) {
+                    Ok((_, end)) => {
+                        self.ticks.claims.insert(partition.clone(), (end, asked_after));
+                    }
+                    // Without an answer there is no claim: source clocks stand still, and nobody is called silent.
+                    Err(error) if error.remedy == Remedy::Retry => break,
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -494,8 +514,7 @@ impl<'a> Stand<'a> {
         let Some(time_us) = self.ticks.record_time_us.filter(|time| self.ticks.record_time_ticked < Some(*time)) else {
             return Ok(());
         };
-        let mut sources = self.reading.iter();
-        let (Some((source, next)), None) = (sources.next(), sources.next()) else {
+        let Some((source, next)) = self.reading.iter().next().filter(|_| self.single_source) else {
             return Ok(());
         };
         let claim = TickClaim { topic: source.topic.clone(), partition: source.partition, end_offset: *next, time_us };

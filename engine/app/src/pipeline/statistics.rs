@@ -186,9 +186,14 @@ impl Statistics {
 }
 
 impl Summary {
-    /// Whether every reading is accounted for.
+    /// Readings that reached one of the places.
+    fn accounted(&self) -> u64 {
+        self.outcomes.values().sum::<u64>() + self.repeated
+    }
+
+    /// Whether every reading is accounted for: once, as long as no stage had to do work twice after a failure.
     pub fn adds_up(&self) -> bool {
-        self.outcomes.values().sum::<u64>() == self.readings
+        self.accounted() == self.readings
     }
 
     /// The outcomes as people read them.
@@ -201,10 +206,18 @@ impl Summary {
             table.push_str(&format!("    dead letter {reason:<18} {count:>8}\n"));
         }
         if self.repeated > 0 {
-            table.push_str(&format!("  (and {} rows appended twice, dropped by their position)\n", self.repeated));
+            table.push_str(&format!(
+                "  {:<12} {:>12}  appended twice, dropped by position\n",
+                "repeated", self.repeated
+            ));
         }
-        let sum: u64 = self.outcomes.values().sum();
-        let verdict = if self.adds_up() { "every reading is accounted for" } else { "READINGS ARE MISSING" };
+        let sum = self.accounted();
+        let verdict = match (self.readings.checked_sub(sum), self.restarts.is_empty()) {
+            (Some(0), _) => "every reading is accounted for".to_owned(),
+            (Some(missing), true) => format!("{missing} more are in the log, for the next start or another instance"),
+            (None, true) => "more than this instance read: others normalize for it".to_owned(),
+            (_, false) => "stages were restarted: what they did twice is counted twice".to_owned(),
+        };
         table.push_str(&format!("  {:<12} {sum:>12}  {verdict}\n", "sum"));
         table
     }
