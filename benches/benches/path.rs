@@ -46,6 +46,7 @@ fn decide(criterion: &mut Criterion) {
         partition
     };
     let decided = run(&mut warm(), measured);
+    assert!(!decided.is_empty(), "a bench without a transition measures half of the work");
     println!("decide: {} transitions, {}", decided.len(), hash_contents(decided.iter().map(|d| &d.content)));
     let mut group = criterion.benchmark_group("decide");
     group.throughput(Throughput::Elements(n as u64)).sample_size(10);

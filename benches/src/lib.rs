@@ -14,8 +14,8 @@ const START_US: i64 = 1_767_225_600_000_000;
 /// A value that wanders about its signal's middle and now and then falls below the limits.
 fn value(middle: i64, patient: usize, second: usize) -> i64 {
     let wave = ((second * 7 + patient * 13) % 41) as i64 - 20;
-    let low = (second / 60 + patient).is_multiple_of(16);
-    middle + wave - if low { middle / 8 } else { 0 }
+    let low = (second / 12 + patient).is_multiple_of(16);
+    middle + wave - if low { middle / 5 } else { 0 }
 }
 
 /// Canonical batches of `seconds` seconds of `n_series` series at one reading a second, `rows` rows each.

@@ -860,6 +860,9 @@ impl Partition {
                 entries.dedup();
             }
             for timer in &entries {
+                if self.is_elsewhere(*timer, clock) {
+                    continue;
+                }
                 match *timer {
                     Timer::Forget { series } => self.forget_if_due(series, due),
                     Timer::Stale { series } => self.stale_if_due(series, due),
@@ -873,6 +876,16 @@ impl Partition {
             }
         }
         self.scratch.due = entries;
+    }
+
+    /// The series' readings come from another source partition by now, and its timers run on that one's clock.
+    fn is_elsewhere(&self, timer: Timer, clock: u32) -> bool {
+        match timer {
+            Timer::Forget { series } | Timer::Stale { series } | Timer::HoldOfSeries { series, .. } => {
+                self.state.series[series as usize].clock != clock
+            }
+            Timer::HoldOfPatient { .. } => false,
+        }
     }
 
     fn timer_order<'a>(&'a self, plan: &'a Plan, timer: Timer) -> (&'a str, &'a str, &'a str) {
