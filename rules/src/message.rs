@@ -2,7 +2,7 @@
 //!
 //! The parameters are the same as those of `raise`; what they give prints at the signal's resolution, and an unknown
 //! value prints as `unknown`. Everything the message reads was found when the file was checked, so the windows it needs
-//! exist. Operations, depth and sizes are bounded; a fault gives the plain message and is reported by the caller.
+//! exist. Operations, depth and sizes are bounded; a fault gives the plain message and is counted by the caller.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};

@@ -448,7 +448,7 @@ impl Outage {
     fn heard(&self, error: &KafkaError) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) && !self.0.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("no broker answers; waiting for it, nothing is lost");
+            tracing::warn!("no broker answers; waiting for it, readings stay in the log meanwhile");
         }
     }
 
