@@ -3,7 +3,7 @@
 
 use arrow_array::RecordBatch;
 use wardbell_schemas::catalogue::Catalogue;
-use wardbell_schemas::reading::{Quality, ReadingBatchBuilder, ReadingRow, Reason};
+use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
 /// Signals each series set of a patient has.
 const SIGNALS: [(&str, i64, &str); 4] =
@@ -48,6 +48,9 @@ pub fn batches(n_series: usize, seconds: usize, rows: usize) -> Vec<RecordBatch>
                 source_partition: 0,
                 source_offset: offset,
                 source_index: 0,
+                comparator: Comparator::None,
+                change: Change::None,
+                policies: Policies::NONE,
             });
             offset += 1;
             if builder.len() == rows {

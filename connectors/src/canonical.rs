@@ -13,7 +13,7 @@ use arrow_ipc::reader::read_record_batch;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_schema::ArrowError;
 use wardbell_schemas::control::ControlRecord;
-use wardbell_schemas::reading::{READING_VERSION, reading_schema};
+use wardbell_schemas::reading::{READING_VERSION, reading_schema, reading_schema_1, upgrade_from_1};
 
 use crate::log::{Outgoing, Record};
 
@@ -102,7 +102,8 @@ pub fn read(record: &Record, catalogue_hash: &str) -> Result<Canonical, Canonica
         let control = serde_json::from_slice(value).map_err(|error| CanonicalError::Damaged(error.into()))?;
         return Ok(Canonical::Control(control));
     }
-    if kind != format!("readings/{READING_VERSION}").as_bytes() {
+    let is_old = kind == b"readings/1";
+    if !is_old && kind != format!("readings/{READING_VERSION}").as_bytes() {
         return Err(CanonicalError::Version { found: String::from_utf8_lossy(kind).into_owned() });
     }
     let made_with = record.header(CATALOGUE_HEADER).unwrap_or_default();
@@ -125,12 +126,15 @@ pub fn read(record: &Record, catalogue_hash: &str) -> Result<Canonical, Canonica
     if !whole || !header.buffers().is_some_and(|buffers| buffers.iter().all(inside)) {
         return Err(damaged("its columns do not fit its body"));
     }
-    let (schema, dictionaries, version) = (reading_schema(), HashMap::new(), message.version());
+    let schema = if is_old { reading_schema_1() } else { reading_schema() };
+    let (dictionaries, version) = (HashMap::new(), message.version());
     // Arrow still asserts on some damaged lengths of columns; such a record must not end the partition.
     let read = || read_record_batch(&Buffer::from(body), header, Arc::clone(&schema), &dictionaries, None, &version);
     let batch = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
         .map_err(|_| damaged("its columns do not fit its body"))?
         .map_err(|error| CanonicalError::Damaged(error.into()))?;
+    let batch =
+        if is_old { upgrade_from_1(&batch).map_err(|error| CanonicalError::Damaged(error.into()))? } else { batch };
     Ok(Canonical::Readings(batch))
 }
 
@@ -139,7 +143,7 @@ mod tests {
     use super::*;
     use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
     use wardbell_schemas::control::Control;
-    use wardbell_schemas::reading::{Quality, ReadingBatchBuilder, ReadingRow, Reason};
+    use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
     fn batch(n: usize) -> RecordBatch {
         let mut builder = ReadingBatchBuilder::default();
@@ -159,6 +163,9 @@ mod tests {
                 source_partition: 0,
                 source_offset: i as i64,
                 source_index: 0,
+                comparator: Comparator::None,
+                change: Change::None,
+                policies: Policies::NONE,
             });
         }
         builder.finish()

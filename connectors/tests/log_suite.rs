@@ -12,8 +12,8 @@ use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{
-    Isolation, Log, Member, MemberEvent, Membership, Outgoing, Progress, Record, Remedy, StampedBy, TopicPartition,
-    TopicSpec,
+    Committed, Isolation, Log, METADATA_MAX, Member, MemberEvent, Membership, Outgoing, Progress, Record, Remedy,
+    StampedBy, TopicPartition, TopicSpec,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +49,8 @@ suite!(
     a_transaction_of_a_fenced_owner_shows_nothing,
     partitions_go_to_members_and_come_back_when_one_leaves,
     a_member_goes_on_from_what_its_group_committed,
+    metadata_is_kept_beside_a_committed_offset_until_the_next_commit,
+    a_paused_member_gets_events_and_skips_nothing,
     topics_that_do_not_fit_are_refused_with_the_remedy,
     a_reader_of_its_own_gets_its_partition_only,
 );
@@ -248,6 +250,54 @@ fn a_member_goes_on_from_what_its_group_committed(log: Arc<dyn Log>) {
         member.read(10, Duration::from_millis(50), &mut again).expect("reads");
     }
     assert_eq!(again.first().map(|(_, record)| record.offset), Some(4));
+    member.leave();
+}
+
+fn metadata_is_kept_beside_a_committed_offset_until_the_next_commit(log: Arc<dyn Log>) {
+    let topic = topic(&*log, 2);
+    let group = server::fresh("group");
+    let partitions = [TopicPartition::new(&topic, 0), TopicPartition::new(&topic, 1)];
+    let mut member = join(&*log, &group, &topic);
+    serve(&mut [&mut member], &mut [Vec::new()], |owned| owned[0].len() == 2);
+    assert_eq!(member.committed_with_metadata(&partitions).expect("asked"), [None, None]);
+    let longest = "x".repeat(METADATA_MAX);
+    let committed = |next_offset, metadata: &str| Committed { next_offset, metadata: metadata.to_owned() };
+    let positions = [(partitions[0].clone(), committed(4, "ranges")), (partitions[1].clone(), committed(0, &longest))];
+    member.commit_with_metadata(&positions).expect("commits");
+    member.leave();
+    let mut member = join(&*log, &group, &topic);
+    serve(&mut [&mut member], &mut [Vec::new()], |owned| owned[0].len() == 2);
+    let kept = member.committed_with_metadata(&partitions).expect("asked");
+    assert_eq!(kept, [Some(committed(4, "ranges")), Some(committed(0, &longest))]);
+    assert_eq!(log.committed(&group, &partitions).expect("asked"), [Some(4), Some(0)]);
+    member.commit(&[(partitions[0].clone(), 5)]).expect("commits");
+    let kept = member.committed_with_metadata(&partitions[..1]).expect("asked");
+    assert_eq!(kept, [Some(committed(5, ""))], "a commit without metadata leaves none behind");
+    member.leave();
+}
+
+fn a_paused_member_gets_events_and_skips_nothing(log: Arc<dyn Log>) {
+    let topic = topic(&*log, 1);
+    let group = server::fresh("group");
+    let mut member = join(&*log, &group, &topic);
+    serve(&mut [&mut member], &mut [Vec::new()], |owned| owned[0].len() == 1);
+    append(&*log, &(0..5).map(|i| outgoing(&topic, 0, &i.to_string())).collect::<Vec<_>>());
+    let mut records = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while records.len() < 5 && Instant::now() < deadline {
+        member.read(5, Duration::from_millis(50), &mut records).expect("reads");
+    }
+    member.pause(true).expect("pauses");
+    append(&*log, &(5..20).map(|i| outgoing(&topic, 0, &i.to_string())).collect::<Vec<_>>());
+    for _ in 0..20 {
+        assert_eq!(member.events(Duration::from_millis(20)).expect("events"), []);
+    }
+    member.pause(false).expect("resumes");
+    while records.len() < 20 && Instant::now() < deadline {
+        member.read(20, Duration::from_millis(50), &mut records).expect("reads");
+    }
+    let offsets: Vec<i64> = records.iter().map(|(_, record)| record.offset).collect();
+    assert_eq!(offsets, (0..20).collect::<Vec<i64>>());
     member.leave();
 }
 

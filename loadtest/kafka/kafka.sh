@@ -13,22 +13,36 @@ port_floor=20000
 port_count=10000
 
 # Written by this script; --set may not change them.
-owned_keys=" process.roles node.id broker.id listeners listener.security.protocol.map \
-inter.broker.listener.name controller.listener.names controller.quorum.voters \
-controller.quorum.bootstrap.servers log.dir log.dirs metadata.log.dir "
+owned_keys=" process.roles node.id broker.id listeners advertised.listeners \
+listener.security.protocol.map inter.broker.listener.name controller.listener.names \
+controller.quorum.voters controller.quorum.bootstrap.servers log.dir log.dirs metadata.log.dir "
+
+# Of the secure listener.
+secure_user=wardbell
+secure_mechanism=SCRAM-SHA-512
 
 usage() {
   cat <<'EOF'
 kafka.sh - one Apache Kafka broker (KRaft, loopback only) for the tests.
 
-  kafka.sh run [--dir DIR] [--port N] [--while-pid PID] [--set KEY=VALUE ...]
+  kafka.sh run [--dir DIR] [--port N] [--while-pid PID] [--secure] [--set KEY=VALUE ...]
       Start the broker kept in DIR, or start it again with its data and port.
       Once it answers, print one line on stdout and exit 0:
           bootstrap=127.0.0.1:PORT pid=PID
       --dir DIR        where everything of this broker is kept
       --port N         the port (default: the one DIR remembers, else a free one)
       --while-pid PID  end the broker when this process is gone
+      --secure         a second listener with TLS and SASL (SCRAM-SHA-512); keys,
+                       user and password are made at the first start of DIR, which
+                       remembers them. The line then goes on with
+                           secure=127.0.0.1:PORT mechanism=SCRAM-SHA-512 user=NAME
+                           password-file=PATH ca=PATH other-ca=PATH
+                       where other-ca has signed nothing of this broker
       --set KEY=VALUE  a broker setting; DIR remembers it; KEY= forgets it
+
+  kafka.sh restart [--dir DIR] [--kill] [--while-pid PID] [--set KEY=VALUE ...]
+      Stop the broker of DIR and start it again: same port, same data. The options
+      are those of stop and run; a watchdog has to be named again.
 
   kafka.sh stop [--dir DIR] [--kill]
       End the broker of DIR and its watchdog: SIGTERM, after 20 s SIGKILL.
@@ -39,6 +53,9 @@ kafka.sh - one Apache Kafka broker (KRaft, loopback only) for the tests.
       As run, for a developer: DIR is "dev" in the cache directory, port 9092.
       (run and stop without --dir mean the same DIR.)
 
+  kafka.sh tool topics|acls|configs [...]
+      Kafka's own kafka-topics.sh, kafka-acls.sh or kafka-configs.sh.
+
   kafka.sh need
       Exit 0 if what this script needs is there, else say what is missing.
 
@@ -47,8 +64,7 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 something is not installed.
 Examples:
   kafka.sh run --dir /tmp/wb-kafka --while-pid $$
   kafka.sh run --dir /tmp/wb-kafka --set message.max.bytes=4096 --set num.partitions=3
-  kafka.sh stop --dir /tmp/wb-kafka --kill     # crash it ...
-  kafka.sh run --dir /tmp/wb-kafka             # ... same port, same data
+  kafka.sh restart --dir /tmp/wb-kafka --kill  # crash it; same port, same data
   kafka.sh start && kafka.sh stop
 
 Environment: WARDBELL_CACHE, WARDBELL_KAFKA_TIMEOUT, WARDBELL_KAFKA_LOG_LEVEL,
@@ -213,12 +229,12 @@ watch() {
 
 port_busy() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# REPLY = a port nobody listens on, other than $1.
+# REPLY = a port nobody listens on, other than those given.
 free_port() {
   local i
   for ((i = 0; i < 500; i++)); do
     REPLY=$((port_floor + RANDOM % port_count))
-    if [[ $REPLY != "${1:-}" ]] && ! port_busy "$REPLY"; then return 0; fi
+    if [[ " $* " != *" $REPLY "* ]] && ! port_busy "$REPLY"; then return 0; fi
   done
   fail "no free port between $port_floor and $((port_floor + port_count))"
 }
@@ -305,9 +321,9 @@ write_config() {
 # Written by kafka.sh at every start.
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller_port
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller_port${secure_port:+,SECURE://127.0.0.1:$secure_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:$port${secure_port:+,SECURE://127.0.0.1:$secure_port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:$controller_port
@@ -327,6 +343,16 @@ auto.create.topics.enable=false
 num.network.threads=2
 num.io.threads=4
 EOF
+    if [[ -n $secure_port ]]; then
+      cat <<EOF
+
+listener.name.secure.ssl.keystore.type=PKCS12
+listener.name.secure.ssl.keystore.location=secure/broker.p12
+listener.name.secure.ssl.keystore.password=$(<"$dir/secure/keystore.password")
+listener.name.secure.sasl.enabled.mechanisms=$secure_mechanism
+listener.name.secure.${secure_mechanism,,}.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+EOF
+    fi
     if [[ -s $dir/set.conf ]]; then
       printf '\n# From --set.\n'
       while IFS= read -r line; do
@@ -349,15 +375,58 @@ rootLogger.appenderRef.out.ref = out
 EOF
 }
 
+# --- the secure listener ----------------------------------------------------
+
+secret() { head -c 18 /dev/urandom | base64 | tr '+/' '-_'; }
+
+# keytool comes with Java, so nothing more has to be there. It tells what it does
+# on stderr, well or not: that is shown only if it failed.
+key_tool() {
+  local said
+  if ! said=$("$(dirname "$(readlink -f "$java")")/keytool" "$@" -storetype PKCS12 \
+    -storepass:file keystore.password 2>&1 </dev/null); then
+    printf '%s\n' "$said" >&2
+    fail "keytool could not make the keys of the secure listener"
+  fi
+}
+
+# Key, certificate (which is its own CA) and user of the secure listener, made
+# once; renamed into place when done.
+make_secrets() {
+  [[ ! -d $dir/secure ]] || return 0
+  [[ ! -f $dir/data/meta.properties ]] ||
+    fail "--secure has to be said at the first start of $dir: its user is made with the storage"
+  rm -rf "$dir/secure.new"
+  mkdir -m 700 "$dir/secure.new"
+  (
+    cd "$dir/secure.new"
+    umask 077
+    secret >keystore.password
+    secret >password
+    key_tool -genkeypair -alias broker -keystore broker.p12 -keyalg EC -groupname secp256r1 \
+      -dname CN=127.0.0.1 -ext san=ip:127.0.0.1,dns:localhost -validity 3650
+    key_tool -exportcert -rfc -alias broker -keystore broker.p12 -file ca.pem
+    key_tool -genkeypair -alias other -keystore other.p12 -keyalg EC -groupname secp256r1 \
+      -dname CN=other -validity 3650
+    key_tool -exportcert -rfc -alias other -keystore other.p12 -file other-ca.pem
+    rm other.p12
+  )
+  mv -T "$dir/secure.new" "$dir/secure"
+}
+
 # Format the storage once; renamed into place when done, so that a killed format
 # leaves nothing half written behind.
 format_storage() {
   [[ -f $dir/data/meta.properties ]] && return 0
+  local -a user=()
   rm -rf "$dir/data.new" "$dir/data"
   write_config data.new format.properties
+  if [[ -n $secure ]]; then
+    user=(--add-scram "$secure_mechanism=[name=$secure_user,password=$(<"$dir/secure/password")]")
+  fi
   if ! (cd "$dir" && exec "$java" -Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
     -Dlog4j2.configurationFile=log4j2.properties -cp "$libs/*" \
-    kafka.tools.StorageTool format --cluster-id "$cluster_id" --config format.properties) \
+    kafka.tools.StorageTool format --cluster-id "$cluster_id" --config format.properties "${user[@]}") \
     </dev/null >>"$dir/kafka.log" 2>&1; then
     tail -n 20 "$dir/kafka.log" >&2
     fail "the storage could not be formatted; log: $dir/kafka.log"
@@ -392,7 +461,12 @@ wait_ready() {
 }
 
 ready() {
-  printf 'bootstrap=127.0.0.1:%s pid=%s\n' "$port" "$1"
+  printf 'bootstrap=127.0.0.1:%s pid=%s' "$port" "$1"
+  if [[ -n $secure_port ]]; then
+    printf ' secure=127.0.0.1:%s mechanism=%s user=%s password-file=%s ca=%s other-ca=%s' "$secure_port" \
+      "$secure_mechanism" "$secure_user" "$dir/secure/password" "$dir/secure/ca.pem" "$dir/secure/other-ca.pem"
+  fi
+  printf '\n'
   exit 0
 }
 
@@ -436,7 +510,7 @@ launch() {
 
 run() {
   local lock key value i
-  local kept_port='' kept_controller=''
+  local kept_port='' kept_controller='' kept_secure=''
   need
   java=$(java_command)
   if [[ -n $while_pid ]]; then
@@ -453,6 +527,7 @@ run() {
       case $key in
         broker) kept_port=$value ;;
         controller) kept_controller=$value ;;
+        secure) kept_secure=$value ;;
       esac
     done <"$dir/ports"
   fi
@@ -463,6 +538,7 @@ run() {
     [[ -z $port || $port == "$kept_port" ]] ||
       fail "the broker of $dir already runs, on port $kept_port (stop it first)"
     port=$kept_port
+    secure_port=$kept_secure
     if wait_ready "$found_pid" "$found_start"; then
       if ((${#settings[@]})); then say "already running: --set is left out of account"; fi
       value=$found_pid
@@ -475,6 +551,8 @@ run() {
   rm -f "$dir/broker.pid"
 
   fill_cache
+  if [[ -d $dir/secure ]]; then secure=yes; fi
+  if [[ -n $secure ]]; then make_secrets; fi
   merge_settings
   write_log_config
 
@@ -497,8 +575,16 @@ run() {
       free_port "$port"
       controller_port=$REPLY
     fi
-    kept_controller='' # only the first try keeps it
-    printf 'broker=%s\ncontroller=%s\n' "$port" "$controller_port" >"$dir/ports.new"
+    secure_port=''
+    if [[ -n $secure ]]; then
+      secure_port=$kept_secure
+      if [[ -z $secure_port || $secure_port == "$port" ]] || port_busy "$secure_port"; then
+        free_port "$port" "$controller_port"
+        secure_port=$REPLY
+      fi
+    fi
+    kept_controller='' kept_secure='' # only the first try keeps them
+    printf 'broker=%s\ncontroller=%s\nsecure=%s\n' "$port" "$controller_port" "$secure_port" >"$dir/ports.new"
     mv -f "$dir/ports.new" "$dir/ports"
     format_storage
     launch
@@ -518,6 +604,20 @@ stop() {
   rm -f "$dir/watchdog.pid" "$dir/broker.pid"
 }
 
+tool() {
+  local name=${1:-} class
+  (($#)) && shift
+  case $name in
+    topics) class=org.apache.kafka.tools.TopicCommand ;;
+    acls) class=org.apache.kafka.tools.AclCommand ;;
+    configs) class=kafka.admin.ConfigCommand ;;
+    *) wrong "tool wants topics, acls or configs, not '$name'" ;;
+  esac
+  need
+  fill_cache
+  exec "$(java_command)" -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$libs/*" "$class" "$@"
+}
+
 check_setting() {
   local key=${1%%=*}
   [[ $1 == *=* && $key =~ ^[A-Za-z0-9._-]+$ && $1 != *$'\n'* ]] ||
@@ -534,20 +634,25 @@ main() {
   cache=${WARDBELL_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/wardbell}/kafka-$version
   [[ $cache == /* ]] || cache=$PWD/$cache
   libs=$cache/libs
-  dir='' port='' while_pid='' while_start='' at_once='' controller_port='' cluster_id='' java=''
+  dir='' port='' while_pid='' while_start='' at_once='' secure=''
+  controller_port='' secure_port='' cluster_id='' java=''
   settings=()
 
   case $command in
-    run | start | stop | need) ;;
+    run | start | restart | stop | need) ;;
     __watch)
       watch "$@"
+      return
+      ;;
+    tool)
+      tool "$@"
       return
       ;;
     -h | --help | help)
       usage
       return
       ;;
-    '') wrong "a command is wanted: run, stop, start or need" ;;
+    '') wrong "a command is wanted: run, stop, restart, start, tool or need" ;;
     *) wrong "unknown command '$command'" ;;
   esac
 
@@ -557,8 +662,9 @@ main() {
         usage
         return
         ;;
-      run:--dir | start:--dir | stop:--dir | run:--port | start:--port | \
-        run:--while-pid | start:--while-pid | run:--set | start:--set)
+      run:--dir | start:--dir | stop:--dir | restart:--dir | run:--port | start:--port | \
+        run:--while-pid | start:--while-pid | restart:--while-pid | \
+        run:--set | start:--set | restart:--set)
         [[ -n ${2:-} ]] || wrong "$1 wants a value"
         case $1 in
           --dir) dir=$2 ;;
@@ -583,8 +689,12 @@ main() {
         esac
         shift 2
         ;;
-      stop:--kill)
+      stop:--kill | restart:--kill)
         at_once=yes
+        shift
+        ;;
+      run:--secure | start:--secure)
+        secure=yes
         shift
         ;;
       *) wrong "$command: unknown argument '$1'" ;;
@@ -601,6 +711,11 @@ main() {
   case $command in
     need) need ;;
     stop) stop ;;
+    restart)
+      [[ -f $dir/ports ]] || fail "no broker is kept in $dir"
+      stop
+      run
+      ;;
     *) run ;;
   esac
 }

@@ -3,6 +3,8 @@
 //! Included by path from the tests that need it. A broker started here ends with the test's process, also if that is
 //! killed. Without Java or Maven a test reports itself skipped by name; `WARDBELL_REQUIRE_KAFKA=1` makes that a failure.
 
+#![allow(dead_code, reason = "each test that includes this file uses the part it needs")]
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,7 +21,25 @@ struct Server {
     _folder: Option<tempfile::TempDir>,
 }
 
-fn script() -> PathBuf {
+/// A broker with a listener that wants TLS and SASL.
+pub struct SecureServer {
+    /// Address of that listener.
+    pub bootstrap: String,
+    /// Address of one that wants neither.
+    pub plain: String,
+    pub mechanism: String,
+    pub user: String,
+    pub password: String,
+    /// The certificate that vouches for the broker.
+    pub ca: PathBuf,
+    /// One that does not.
+    pub other_ca: PathBuf,
+    /// Removed with its process.
+    _folder: tempfile::TempDir,
+}
+
+/// The script that starts brokers and runs their tools.
+pub fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .map(|folder| folder.join("loadtest/kafka/kafka.sh"))
@@ -27,28 +47,55 @@ fn script() -> PathBuf {
         .expect("the script is part of the repository")
 }
 
-fn start() -> Result<Server, String> {
-    if let Ok(bootstrap) = std::env::var(ADDRESS) {
-        return Ok(Server { bootstrap, _folder: None });
-    }
+/// The line of a broker that runs in a folder of its own until this process ends.
+fn run(options: &[&str]) -> Result<(String, tempfile::TempDir), String> {
     let need = Command::new(script()).arg("need").output().map_err(|error| error.to_string())?;
     if !need.status.success() {
         return Err(String::from_utf8_lossy(&need.stderr).trim().to_owned());
     }
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let output = Command::new(script())
-        .args(["run", "--while-pid", &std::process::id().to_string(), "--dir"])
+        .args(["run", "--while-pid", &std::process::id().to_string()])
+        .args(options)
+        .arg("--dir")
         .arg(folder.path())
         .output()
         .map_err(|error| error.to_string())?;
     let line = String::from_utf8_lossy(&output.stdout).into_owned();
-    let bootstrap = line.split_whitespace().find_map(|word| word.strip_prefix("bootstrap="));
-    match bootstrap {
-        Some(bootstrap) if output.status.success() => {
-            Ok(Server { bootstrap: bootstrap.to_owned(), _folder: Some(folder) })
-        }
-        _ => panic!("kafka.sh could not start a broker: {line}{}", String::from_utf8_lossy(&output.stderr)),
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kafka.sh could not start a broker: {line}{complaint}");
+    Ok((line, folder))
+}
+
+/// The value of `name=value` in the broker's line.
+fn word(line: &str, name: &str) -> String {
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("kafka.sh names no {name}: {line}")).to_owned()
+}
+
+fn start() -> Result<Server, String> {
+    if let Ok(bootstrap) = std::env::var(ADDRESS) {
+        return Ok(Server { bootstrap, _folder: None });
     }
+    let (line, folder) = run(&[])?;
+    Ok(Server { bootstrap: word(&line, "bootstrap"), _folder: Some(folder) })
+}
+
+fn start_secure(settings: &[&str]) -> Result<SecureServer, String> {
+    let mut options = vec!["--secure"];
+    options.extend(settings);
+    let (line, folder) = run(&options)?;
+    let password = std::fs::read_to_string(word(&line, "password-file")).expect("the password can be read");
+    Ok(SecureServer {
+        bootstrap: word(&line, "secure"),
+        plain: word(&line, "bootstrap"),
+        mechanism: word(&line, "mechanism"),
+        user: word(&line, "user"),
+        password: password.trim().to_owned(),
+        ca: word(&line, "ca").into(),
+        other_ca: word(&line, "other-ca").into(),
+        _folder: folder,
+    })
 }
 
 /// The broker's address, the same for all tests of this process; `None` after saying that `test` is skipped.
@@ -57,8 +104,33 @@ fn start() -> Result<Server, String> {
 /// If a broker is required and there is none.
 pub fn bootstrap(test: &str) -> Option<&'static str> {
     static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
-    match SERVER.get_or_init(start) {
-        Ok(server) => Some(&server.bootstrap),
+    had(SERVER.get_or_init(start), test).map(|server| server.bootstrap.as_str())
+}
+
+/// As [`bootstrap`], for a broker with TLS and SASL. It is always one of our own: what a broker elsewhere wants for keys
+/// and passwords is not known here.
+///
+/// # Panics
+/// If a broker is required and there is none.
+pub fn secure(test: &str) -> Option<&'static SecureServer> {
+    static SERVER: OnceLock<Result<SecureServer, String>> = OnceLock::new();
+    had(SERVER.get_or_init(|| start_secure(&[])), test)
+}
+
+/// As [`secure`], with access control: its user may do what was granted, and whoever comes by the plain listener everything.
+///
+/// # Panics
+/// If a broker is required and there is none.
+pub fn guarded(test: &str) -> Option<&'static SecureServer> {
+    static SERVER: OnceLock<Result<SecureServer, String>> = OnceLock::new();
+    let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer";
+    let settings = ["--set", authorizer, "super.users=User:ANONYMOUS"];
+    had(SERVER.get_or_init(|| start_secure(&settings)), test)
+}
+
+fn had<T>(server: &'static Result<T, String>, test: &str) -> Option<&'static T> {
+    match server {
+        Ok(server) => Some(server),
         Err(why) => {
             assert!(std::env::var_os(REQUIRE).is_none(), "{test} needs Kafka: {why}");
             // Written past the test harness, so that a skip is seen without asking for the output of passed tests.

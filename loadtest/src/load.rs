@@ -1,78 +1,42 @@
 //! `load`: simulated monitors on a schedule that does not wait for anybody.
 //!
-//! Record i is due at `start + i * readings per record / rate`, whatever became of the records before it. If sending
-//! falls behind it catches up, and the largest lag is part of the report: a load that was not there cannot be measured.
-//! Patients are stable but for a share whose SpO2 falls for 40 s of every 120 s, so that alerts rise and clear all the
-//! time. Meanwhile `measure` reads them.
+//! A record is due by its number, whatever became of the records before it. If sending falls behind it catches up, and
+//! the largest lag is part of the report: a load that was not there cannot be measured. Meanwhile `measure` reads the
+//! alerts, and `probe` may run beside the engine. With `--ramp` the rate rises until the engine does not keep up any more.
 
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use fastrand::Rng;
 use indicatif::HumanCount;
 use wardbell_connectors::clock::Clock;
 use wardbell_connectors::log::{Log, Outgoing, StampedBy};
-use wardbell_schemas::{Micros, SECOND, duration};
+use wardbell_schemas::{Micros, duration};
 
 use crate::LoadArgs;
-use crate::measure::{AlertWatch, LoadReport, Sent};
+use crate::backlog::Backlog;
+use crate::cpu::{CpuMeter, CpuSpent};
+use crate::manifest::{Manifest, Setting};
+use crate::measure::{AlertTally, Latency, lock, tail_of_alerts, watch_alerts};
+use crate::poison::poison;
+use crate::probe::Probe;
 use crate::progress::Progress;
+use crate::report::{LoadReport, RampReport, Sent, StepReport};
+use crate::schedule::{Ramp, Step};
 use crate::source::{Sender, SourceTopic};
+use crate::ward::Ward;
 
-/// As many signals as a monitor here has: one record never holds two readings of one signal.
-pub const READINGS_PER_RECORD_MAX: u64 = N_VITALS as u64;
-/// Signals a monitor sends, if its records do not hold more.
-const SIGNALS_MIN: u64 = 4;
-/// A patient that deteriorates does so once in this time ...
-const CYCLE: Micros = 120 * SECOND;
-/// ... for this long ...
-const LOW: Micros = 40 * SECOND;
-/// ... to this SpO2, in %.
-const LOW_SPO2: f64 = 82.0;
-/// The same patients in every run.
-const SEED: u64 = 0x5EED;
 /// Shortest sleep: records of one millisecond go out together, instead of a core spinning between them.
 const BURST: Duration = Duration::from_millis(1);
 /// Progress goes on at low rates.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Acknowledgments are taken in after so many records.
 const COLLECT_EVERY: u64 = 128;
-
-/// A signal of a simulated monitor: `middle`, differing by up to `between` from patient to patient and by up to
-/// `within` from reading to reading, in `unit`. Nothing comes near an alarm limit.
-struct Vital {
-    signal: &'static str,
-    unit: &'static str,
-    middle: f64,
-    between: f64,
-    within: f64,
-}
-
-const fn vital(signal: &'static str, unit: &'static str, middle: f64, between: f64, within: f64) -> Vital {
-    Vital { signal, unit, middle, between, within }
-}
-
-const SPO2: usize = 0;
-const HEART_RATE: usize = 1;
-const PULSE_RATE: usize = 3;
-const N_VITALS: usize = 12;
-static VITALS: [Vital; N_VITALS] = [
-    vital("spo2", "%", 97.5, 1.0, 0.5),
-    vital("heart_rate", "/min", 76.0, 12.0, 1.5),
-    vital("resp_rate", "/min", 15.0, 2.0, 0.7),
-    vital("pulse_rate", "/min", 76.0, 12.0, 1.5),
-    vital("abp_sys", "mm[Hg]", 122.0, 10.0, 2.0),
-    vital("abp_dia", "mm[Hg]", 74.0, 6.0, 1.5),
-    vital("abp_mean", "mm[Hg]", 90.0, 7.0, 1.5),
-    vital("etco2", "mm[Hg]", 38.0, 2.0, 0.6),
-    vital("temp_core", "Cel", 36.9, 0.3, 0.1),
-    vital("cvp", "mm[Hg]", 8.0, 2.0, 0.4),
-    vital("perfusion_index", "%", 3.0, 1.0, 0.3),
-    vital("icp", "mm[Hg]", 10.0, 2.0, 0.5),
-];
+/// What is committed is with the reader of alerts by then.
+const READ_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs the command; whether all is well.
 ///
@@ -89,27 +53,38 @@ pub fn run(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<bool> {
 }
 
 fn load(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<LoadReport> {
-    let n_records = records_planned(args);
-    if n_records == 0 {
+    let whole = Step::new(0, args.rate, args.duration_us, args.readings_per_record);
+    if args.ramp.is_none() && whole.records == 0 {
         bail!("--rate {} --for {} is not one record; send longer", args.rate, duration::print(args.duration_us));
     }
     let topic = SourceTopic::prepare(log, &args.topic, args.partitions, StampedBy::Broker)?;
-    let watch = AlertWatch::begin(log, &args.alerts_topic)?;
-    let mut sender = Sender::new(log)?;
-    let ward = Ward::new(args, &topic);
-    let (stop, alerts_seen) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (sent, tally) = thread::scope(|scope| {
-        let watching = scope.spawn(|| watch.run(clock, &stop, &alerts_seen));
+    let tail = tail_of_alerts(log, &args.alerts_topic)?;
+    let probe = args.probe.then(|| Probe::begin(log, &topic.name)).transpose()?;
+    let (stop, tally) = (AtomicBool::new(false), Mutex::new(AlertTally::try_new()?));
+    let mut sending = Sending::new(args, log, &topic, clock, &tally)?;
+    let (outcome, watched, probed) = thread::scope(|scope| {
+        let watching = scope.spawn(|| watch_alerts(tail, clock, &stop, &tally));
+        let probing = probe.map(|probe| scope.spawn(|| probe.run(clock, &stop)));
         let stop_at_the_end = StopOnDrop(&stop);
-        let sent = send(args, n_records, ward, &topic, &mut sender, clock, &alerts_seen);
+        let outcome = match args.ramp {
+            Some(ramp) => sending.ramp(ramp, log).map(Some),
+            None => sending.whole(whole).map(|()| None),
+        };
         drop(stop_at_the_end);
-        (sent, watching.join())
+        (outcome, watching.join(), probing.map(|probing| probing.join()))
     });
-    let tally = tally.map_err(|_| anyhow!("the thread that reads alerts panicked"))??;
-    if let Some(path) = &args.hgrm {
-        tally.write_distributions(path)?;
+    watched.map_err(|_| anyhow!("the thread that reads alerts panicked"))?;
+    let probe = probed.transpose().map_err(|_| anyhow!("the thread of the probe panicked"))?.transpose()?;
+    let (sent, cpu, manifest) = sending.end();
+    if let Some(path) = &args.manifest {
+        manifest.write(path)?;
     }
-    Ok(LoadReport::new(sent?, tally))
+    let ramp = outcome?;
+    let tally = tally.into_inner().map_err(|_| anyhow!("the thread that reads alerts panicked"))?;
+    if let Some(path) = &args.hgrm {
+        tally.from_append.write_distributions(path)?;
+    }
+    Ok(LoadReport::new(sent, tally, ramp, probe, cpu))
 }
 
 /// Stops the reading of alerts however sending ends; a thread that is not stopped would hold the process back for ever.
@@ -121,165 +96,260 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-fn records_planned(args: &LoadArgs) -> u64 {
-    let seconds = args.duration_us as f64 / SECOND as f64;
-    (args.rate * seconds / args.readings_per_record as f64).round() as u64
-}
-
-/// When record `i` is due, from the beginning.
-fn due(args: &LoadArgs, i: u64) -> Duration {
-    let seconds = i as f64 * args.readings_per_record as f64 / args.rate;
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-}
-
-fn send(
-    args: &LoadArgs,
+/// A run under way.
+struct Sending<'a> {
+    args: &'a LoadArgs,
+    topic: &'a SourceTopic,
+    tally: &'a Mutex<AlertTally>,
+    ward: Ward,
+    sender: Sender,
+    outgoing: Outgoing,
+    progress: Progress,
+    meters: Vec<(&'static str, CpuMeter)>,
+    cpu: BTreeMap<&'static str, CpuSpent>,
+    start: Instant,
+    start_us: Micros,
+    /// What was begun.
+    steps: Vec<Step>,
+    /// Records of the schedule so far, without poison.
     n_records: u64,
-    mut ward: Ward,
-    topic: &SourceTopic,
-    sender: &mut Sender,
-    clock: &dyn Clock,
-    alerts_seen: &AtomicU64,
-) -> Result<Sent> {
-    let mut progress = Progress::new("load", n_records);
-    let mut outgoing = Outgoing { topic: topic.name.clone(), ..Outgoing::default() };
-    let mut lag_max = Duration::ZERO;
-    let (start_us, start) = (clock.now_us(), Instant::now());
-    for i in 0..n_records {
-        let due_after = due(args, i);
-        while let Some(early) = due_after.checked_sub(start.elapsed()).filter(|early| !early.is_zero()) {
-            sender.collect();
-            progress.show(i, || remark(lag_max, alerts_seen));
-            thread::sleep(early.clamp(BURST, WAIT_MAX));
-        }
-        lag_max = lag_max.max(start.elapsed().saturating_sub(due_after));
-        // The reading was taken when it was due, however late it is sent.
-        ward.fill(&mut outgoing, i, due_after.as_micros() as Micros, start_us).context("writing a record as JSON")?;
-        if !sender.send(&outgoing, args.readings_per_record) {
-            break;
-        }
-        if i.is_multiple_of(COLLECT_EVERY) {
-            sender.collect();
-            progress.show(i, || remark(lag_max, alerts_seen));
-        }
-    }
-    sender.finish(|counts| progress.show(counts.records_acknowledged, || remark(lag_max, alerts_seen)));
-    let seconds = start.elapsed().as_secs_f64();
-    let counts = sender.counts();
-    settle(args.settle_us, || progress.show(counts.records_acknowledged, || remark(lag_max, alerts_seen)));
-    progress.finish();
-    let fault = sender.fault().map(str::to_owned);
-    Ok(Sent { records_planned: n_records, counts, rate_planned: args.rate, seconds, lag_max, fault })
+    n_poison: u64,
+    lag_max: Duration,
+    /// From the beginning to the last acknowledgment.
+    seconds: f64,
+    fault: Option<String>,
 }
 
-/// Gives the last alerts time to come.
-fn settle(settle_us: Micros, mut meanwhile: impl FnMut()) {
-    let (start, wait) = (Instant::now(), Duration::from_micros(settle_us.unsigned_abs()));
-    while let Some(left) = wait.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-        meanwhile();
-        thread::sleep(left.min(WAIT_MAX));
-    }
-}
-
-fn remark(lag_max: Duration, alerts_seen: &AtomicU64) -> String {
-    let alerts = HumanCount(alerts_seen.load(Ordering::Relaxed));
-    format!("{alerts} alerts, largest lag {:.0} ms", lag_max.as_secs_f64() * 1_000.0)
-}
-
-/// All patients and what their monitors say.
-struct Ward {
-    patients: Vec<Patient>,
-    readings_per_record: u64,
-    n_signals: u64,
-    rng: Rng,
-}
-
-struct Patient {
-    id: String,
-    device: String,
-    partition: i32,
-    /// Where between -1 and 1 the patient lies, for each of [`VITALS`].
-    habit: [f64; N_VITALS],
-    /// For those who deteriorate: how far into the cycle they are at the beginning.
-    phase: Option<Micros>,
-}
-
-impl Ward {
-    fn new(args: &LoadArgs, topic: &SourceTopic) -> Self {
-        let mut rng = Rng::with_seed(SEED);
-        let n_deteriorating = (args.patients as f64 * args.deteriorating).round() as u64;
-        let patient = |index: u64| {
-            let id = format!("load-{index:05}");
-            let mut habit = [0.0; N_VITALS].map(|_: f64| either_way(&mut rng));
-            habit[PULSE_RATE] = habit[HEART_RATE];
-            let phase = (index < n_deteriorating).then(|| CYCLE * index as Micros / n_deteriorating as Micros);
-            Patient { partition: topic.partition(&id), device: format!("monitor-{index:05}"), id, habit, phase }
-        };
-        let patients = (0..args.patients).map(patient).collect();
-        let n_signals = args.readings_per_record.max(SIGNALS_MIN);
-        Self { patients, readings_per_record: args.readings_per_record, n_signals, rng }
-    }
-
-    /// Makes `outgoing` the `i`th record. Patients take turns, and the signals of each patient take turns.
-    fn fill(&mut self, outgoing: &mut Outgoing, i: u64, elapsed_us: Micros, start_us: Micros) -> io::Result<()> {
-        let n_patients = self.patients.len() as u64;
-        let patient = &self.patients[(i % n_patients) as usize];
-        let n_before = (i / n_patients) * self.readings_per_record;
-        outgoing.partition = patient.partition;
-        let key = outgoing.key.get_or_insert_with(Vec::new);
-        key.clear();
-        key.extend_from_slice(patient.id.as_bytes());
-        let json = outgoing.value.get_or_insert_with(Vec::new);
-        json.clear();
-        let (id, device, time_us) = (&patient.id, &patient.device, start_us + elapsed_us);
-        write!(json, r#"{{"patient":"{id}","device":"{device}","time":{time_us},"#)?;
-        if self.readings_per_record == 1 {
-            write_reading(json, patient, n_before % self.n_signals, elapsed_us, &mut self.rng)?;
-            return json.write_all(b"}");
-        }
-        json.write_all(br#""readings":["#)?;
-        for n in 0..self.readings_per_record {
-            if n > 0 {
-                json.write_all(b",")?;
+impl<'a> Sending<'a> {
+    fn new(
+        args: &'a LoadArgs,
+        log: &dyn Log,
+        topic: &'a SourceTopic,
+        clock: &dyn Clock,
+        tally: &'a Mutex<AlertTally>,
+    ) -> Result<Self> {
+        let mut meters = Vec::new();
+        for (process, pid) in [("engine", args.engine_pid), ("broker", args.broker_pid)] {
+            if let Some(pid) = pid {
+                meters.push((process, CpuMeter::begin(pid)?));
             }
-            json.write_all(b"{")?;
-            write_reading(json, patient, (n_before + n) % self.n_signals, elapsed_us, &mut self.rng)?;
-            json.write_all(b"}")?;
         }
-        json.write_all(b"]}")
+        let planned = match args.ramp {
+            Some(ramp) => ramp.rates().map(|rate| args.step_at(0, rate).records).sum::<u64>(),
+            None => Step::new(0, args.rate, args.duration_us, args.readings_per_record).records,
+        };
+        Ok(Self {
+            args,
+            topic,
+            tally,
+            ward: Ward::new(args.patients, args.deteriorating, args.readings_per_record, topic),
+            sender: Sender::new(log)?,
+            outgoing: Outgoing { topic: topic.name.clone(), ..Outgoing::default() },
+            progress: Progress::new("load", planned),
+            meters,
+            cpu: BTreeMap::new(),
+            start: Instant::now(),
+            start_us: clock.now_us(),
+            steps: Vec::new(),
+            n_records: 0,
+            n_poison: 0,
+            lag_max: Duration::ZERO,
+            seconds: 0.0,
+            fault: None,
+        })
+    }
+
+    /// One rate from beginning to end, then time for the last alerts to come.
+    fn whole(&mut self, step: Step) -> Result<()> {
+        self.step(step)?;
+        let (settling, wait) = (Instant::now(), Duration::from_micros(self.args.settle_us.unsigned_abs()));
+        while let Some(left) = wait.checked_sub(settling.elapsed()).filter(|left| !left.is_zero()) {
+            self.show();
+            thread::sleep(left.min(WAIT_MAX));
+        }
+        Ok(())
+    }
+
+    /// Rates one above the other until one is not sustained. Between two of them nothing is sent until the engine has
+    /// caught up: a step is not charged with what the one before left behind, and none hides what comes late.
+    fn ramp(&mut self, ramp: Ramp, log: &dyn Log) -> Result<RampReport> {
+        let args = self.args;
+        let backlog = Backlog::new(log, &args.group, &self.topic.name, &args.canonical_topic)?;
+        let settle = Duration::from_micros(args.settle_us.unsigned_abs());
+        let mut reports: Vec<StepReport> = Vec::new();
+        for rate in ramp.rates() {
+            let step = args.step_at(self.start.elapsed().as_micros() as Micros, rate);
+            if step.records == 0 {
+                bail!("--step {} at {rate} readings/s is not one record", duration::print(args.step_us));
+            }
+            let (began, before) = (Instant::now(), self.sender.counts());
+            let lag_max = self.step(step)?;
+            let seconds = began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+            if self.sender.fault().is_some() {
+                break;
+            }
+            let backlog_records = backlog.source_records()?;
+            let caught_up = backlog.wait(settle)?;
+            thread::sleep(READ_GRACE);
+            let latency_ms = lock(self.tally).step();
+            let n_readings = self.sender.counts().readings_acknowledged - before.readings_acknowledged;
+            let report = StepReport {
+                rate,
+                rate_achieved: n_readings as f64 / seconds,
+                lag_ms_max: ms(lag_max),
+                backlog_records,
+                caught_up_ms: caught_up.map(ms),
+                latency_ms,
+                broke: broke(lag_max, caught_up, &latency_ms, args.p99_max_us, args.settle_us),
+            };
+            let is_over = report.broke.is_some();
+            reports.push(report);
+            if is_over {
+                break;
+            }
+        }
+        Ok(RampReport::new(reports))
+    }
+
+    /// Sends a step and waits for its acknowledgments; gives its largest lag.
+    fn step(&mut self, step: Step) -> Result<Duration> {
+        self.steps.push(step);
+        let per_record = self.args.readings_per_record;
+        let (begin, end) = (step.after_us, step.due_us(step.records, per_record));
+        lock(self.tally).begin_step(self.start_us + begin..self.start_us + end);
+        let mut lag_max = Duration::ZERO;
+        for i in 0..step.records {
+            let due_us = step.due_us(i, per_record);
+            let due_after = Duration::from_micros(due_us.unsigned_abs());
+            while let Some(early) = due_after.checked_sub(self.start.elapsed()).filter(|early| !early.is_zero()) {
+                self.sender.collect();
+                self.show();
+                thread::sleep(early.clamp(BURST, WAIT_MAX));
+            }
+            lag_max = lag_max.max(self.start.elapsed().saturating_sub(due_after));
+            self.lag_max = self.lag_max.max(lag_max);
+            if !self.record(due_us)? || !self.poison(due_us, (i + 1) * self.args.poison / step.records) {
+                break;
+            }
+            if i.is_multiple_of(COLLECT_EVERY) {
+                self.sender.collect();
+                self.show();
+            }
+        }
+        let Self { sender, progress, tally, lag_max: lag, .. } = self;
+        sender.finish(|counts| progress.show(counts.records_acknowledged, || remark(*lag, tally)));
+        self.seconds = self.start.elapsed().as_secs_f64();
+        self.read_meters();
+        Ok(lag_max)
+    }
+
+    /// The reading was taken when it was due, however late it is sent.
+    fn record(&mut self, due_us: Micros) -> Result<bool> {
+        self.ward
+            .fill(&mut self.outgoing, self.n_records, due_us, self.start_us)
+            .context("writing a record as JSON")?;
+        self.n_records += 1;
+        Ok(self.sender.send(&self.outgoing, self.args.readings_per_record))
+    }
+
+    /// Sends poison until it is `wanted` records in all, in one partition after the other.
+    fn poison(&mut self, due_us: Micros, wanted: u64) -> bool {
+        while self.n_poison < wanted {
+            let record = Outgoing {
+                topic: self.topic.name.clone(),
+                partition: (self.n_poison % u64::from(self.topic.n_partitions.unsigned_abs())) as i32,
+                value: Some(poison(self.n_poison, self.start_us + due_us)),
+                ..Outgoing::default()
+            };
+            self.n_poison += 1;
+            if !self.sender.send(&record, 0) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What the watched processes have spent so far.
+    fn read_meters(&mut self) {
+        let n_readings = self.sender.counts().readings_acknowledged;
+        for (process, meter) in &self.meters {
+            match meter.spent(n_readings) {
+                Ok(spent) => {
+                    self.cpu.insert(*process, spent);
+                }
+                Err(error) => self.fault = Some(format!("the {process} ended during the run: {error:#}")),
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let Self { progress, n_records, lag_max, tally, .. } = self;
+        progress.show(*n_records, || remark(*lag_max, tally));
+    }
+
+    /// What was sent, what it cost, and where it is.
+    fn end(self) -> (Sent, BTreeMap<&'static str, CpuSpent>, Manifest) {
+        self.progress.finish();
+        let args = self.args;
+        let n_poison = if args.ramp.is_some() { 0 } else { args.poison };
+        let sent = Sent {
+            records_planned: self.steps.iter().map(|step| step.records).sum::<u64>() + n_poison,
+            counts: self.sender.counts(),
+            rate_planned: args.ramp.is_none().then_some(args.rate),
+            seconds: self.seconds,
+            lag_max: self.lag_max,
+            fault: self.sender.fault().map(str::to_owned).or(self.fault),
+        };
+        let setting = Setting {
+            topic: self.topic.name.clone(),
+            partitions: self.topic.n_partitions,
+            patients: args.patients,
+            readings_per_record: args.readings_per_record,
+            start_us: self.start_us,
+        };
+        let (offsets, poison) = self.sender.into_positions();
+        (sent, self.cpu, Manifest::new(setting, self.steps, offsets, poison))
     }
 }
 
-fn write_reading(
-    json: &mut impl Write,
-    patient: &Patient,
-    vital: u64,
-    elapsed_us: Micros,
-    rng: &mut Rng,
-) -> io::Result<()> {
-    let index = vital as usize;
-    let Vital { signal, unit, .. } = &VITALS[index];
-    let value = patient.value(index, elapsed_us, rng);
-    write!(json, r#""signal":"{signal}","value":{value:.1},"unit":"{unit}""#)
-}
-
-impl Patient {
-    fn value(&self, index: usize, elapsed_us: Micros, rng: &mut Rng) -> f64 {
-        let vital = &VITALS[index];
-        let is_low = index == SPO2 && self.phase.is_some_and(|phase| (phase + elapsed_us) % CYCLE < LOW);
-        let middle = if is_low { LOW_SPO2 } else { vital.middle + vital.between * self.habit[index] };
-        middle + vital.within * either_way(rng)
+impl LoadArgs {
+    /// A step of the ramp that begins `after_us` after the beginning.
+    fn step_at(&self, after_us: Micros, rate: f64) -> Step {
+        Step::new(after_us, rate, self.step_us, self.readings_per_record)
     }
 }
 
-/// Evenly between -1 and 1.
-fn either_way(rng: &mut Rng) -> f64 {
-    2.0 * rng.f64() - 1.0
+/// Why a step was not sustained.
+fn broke(
+    lag_max: Duration,
+    caught_up: Option<Duration>,
+    latency: &Latency,
+    p99_max_us: Micros,
+    settle_us: Micros,
+) -> Option<String> {
+    let (bound, bound_ms) = (duration::print(p99_max_us), p99_max_us as f64 / 1_000.0);
+    if ms(lag_max) > bound_ms {
+        return Some(format!("sending fell behind by more than {bound}: the limit is here or in the broker"));
+    }
+    if caught_up.is_none() {
+        return Some(format!("the engine did not catch up within {}", duration::print(settle_us)));
+    }
+    if latency.count == 0 {
+        return Some("no alert came, so nothing is known: longer steps, or more patients".to_owned());
+    }
+    (latency.p99 > bound_ms).then(|| format!("p99 is above {bound}"))
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
+}
+
+fn remark(lag_max: Duration, tally: &Mutex<AlertTally>) -> String {
+    format!("{} alerts, largest lag {:.0} ms", HumanCount(lock(tally).alerts), ms(lag_max))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use clap::Parser;
@@ -288,16 +358,18 @@ mod tests {
     use wardbell_connectors::log::memory::MemoryLog;
     use wardbell_connectors::log::{Isolation, Record, TopicPartition, TopicSpec};
     use wardbell_connectors::partitioner::partition_of;
-    use wardbell_schemas::catalogue::Catalogue;
+    use wardbell_schemas::SECOND;
 
     use super::*;
+    use crate::measure::histogram;
+    use crate::ward::patient_id;
     use crate::{Cli, Command};
 
     fn args(more: &[&str]) -> LoadArgs {
         let words = ["loadtest", "load", "--topic", "devices", "--settle", "0s"];
         match Cli::try_parse_from(words.iter().chain(more).copied()).unwrap().command {
             Command::Load(args) => args,
-            Command::Replay(_) => panic!("another command"),
+            _ => panic!("another command"),
         }
     }
 
@@ -359,33 +431,6 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_patients_is_low_for_a_third_of_the_time_and_the_others_never() {
-        let topic = SourceTopic { name: "devices".to_owned(), n_partitions: 3 };
-        let ward = Ward::new(&args(&["--patients", "40", "--deteriorating", "25%"]), &topic);
-        let mut rng = Rng::with_seed(1);
-        let mut n_low = [0; 40];
-        for (patient, n_low) in ward.patients.iter().zip(&mut n_low) {
-            for second in 0..240 {
-                let spo2 = patient.value(SPO2, second * SECOND, &mut rng);
-                assert!((95.0..=99.5).contains(&spo2) || (81.0..=83.0).contains(&spo2), "{spo2}");
-                *n_low += u32::from(spo2 < 90.0);
-            }
-        }
-        assert_eq!(n_low[..10], [80; 10]);
-        assert_eq!(n_low[10..], [0; 30]);
-        let low_at_once = ward.patients.iter().filter(|patient| patient.value(SPO2, 0, &mut rng) < 90.0).count();
-        assert_eq!(low_at_once, 4, "phases are spread");
-    }
-
-    #[test]
-    fn a_record_is_due_by_its_number_alone() {
-        let args = args(&["--rate", "20000", "--readings-per-record", "10", "--for", "60s"]);
-        assert_eq!(records_planned(&args), 120_000);
-        assert_eq!(due(&args, 0), Duration::ZERO);
-        assert_eq!(due(&args, 2_000), Duration::from_secs(1));
-    }
-
-    #[test]
     fn what_is_missing_is_named_with_its_remedy() {
         let log = MemoryLog::new(Arc::new(SystemClock));
         let fault = format!("{:#}", load(&args(&[]), &log, &SystemClock).unwrap_err());
@@ -395,12 +440,52 @@ mod tests {
     }
 
     #[test]
-    fn every_vital_is_a_signal_in_its_canonical_unit() {
-        for vital in &VITALS {
-            let signal = Catalogue::builtin().by_id(vital.signal).expect(vital.signal);
-            assert_eq!(signal.unit, vital.unit, "{}", vital.signal);
+    fn the_manifest_says_of_each_record_whose_it_is_and_when_it_was_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manifest.json");
+        let log = log_with_alerts_topic();
+        let rate = ["--partitions", "3", "--patients", "7", "--rate", "3000", "--for", "100ms"];
+        let more = ["--readings-per-record", "2", "--poison", "4", "--manifest", path.to_str().unwrap()];
+        let report = load(&args(&[&rate[..], &more].concat()), &log, &SystemClock).unwrap();
+        assert!(report.ok, "{report}");
+        let manifest = Manifest::read(&path).unwrap();
+        assert_eq!((manifest.records, manifest.readings, manifest.poison.len()), (150, 300, 4));
+        let records = records(&log, 3);
+        assert_eq!(records.len(), 154);
+        let mut n_found = 0;
+        manifest.for_each_record(|sent| {
+            let found =
+                records.iter().find(|record| (record.partition, record.offset) == (sent.partition, sent.offset));
+            let json: Value = serde_json::from_slice(found.unwrap().value.as_deref().unwrap()).unwrap();
+            assert_eq!(json["patient"], patient_id(sent.patient));
+            assert_eq!(json["time"], sent.due_us);
+            n_found += 1;
+        });
+        assert_eq!(n_found, 150);
+        for position in &manifest.poison {
+            let found = records.iter().find(|record| (record.partition, record.offset) == *position);
+            assert_eq!(found.unwrap().key, None);
         }
-        assert_eq!((VITALS[SPO2].signal, VITALS[HEART_RATE].signal), ("spo2", "heart_rate"));
-        assert_eq!(VITALS[PULSE_RATE].signal, "pulse_rate");
+    }
+
+    #[test]
+    fn a_rate_is_sustained_only_if_everything_kept_up() {
+        let latency = |us: u64| {
+            let mut histogram = histogram().unwrap();
+            histogram.saturating_record(us);
+            Latency::new(&histogram)
+        };
+        let (soon, late) = (Duration::from_millis(1), Duration::from_secs(2));
+        let broke = |lag, caught_up, latency: &Latency| broke(lag, caught_up, latency, SECOND, 10 * SECOND);
+        assert_eq!(broke(soon, Some(late), &latency(900_000)), None);
+        for (lag, caught_up, latency, part) in [
+            (late, Some(soon), latency(1), "sending fell behind by more than 1s"),
+            (soon, None, latency(1), "did not catch up within 10s"),
+            (soon, Some(soon), Latency::new(&histogram().unwrap()), "no alert"),
+            (soon, Some(soon), latency(1_100_000), "p99 is above 1s"),
+        ] {
+            let broke = broke(lag, caught_up, &latency).unwrap();
+            assert!(broke.contains(part), "{broke}");
+        }
     }
 }

@@ -1,20 +1,37 @@
-//! `loadtest`: a device gateway that can be told what to do, and a reader of alerts that keeps a stopwatch.
+//! `loadtest`: a device gateway that can be told what to do, and a reader of alerts that keeps a stopwatch and books.
 //!
 //! `replay` sends a recording to a source topic, `load` sends simulated monitors on a schedule and measures the alerts
-//! that come back. Both speak canonical JSON to a real broker and account for every record. This file is the command
-//! line only; nothing in this crate knows rules or decides anything.
+//! that come back, `probe` measures the least that reading and committing takes, `verify` accounts for everything that
+//! `load` sent, and `receive` is a webhook receiver that fails. All speak to a real broker as any integrator would. This
+//! file is the command line only; nothing in this crate knows rules or decides anything.
 //!
-//! Exit codes: 0 all well; 1 a finding (a record was not acknowledged, an alert came twice); 2 wrong use, or nothing to
-//! work on.
+//! Exit codes: 0 all well; 1 a finding (a reading is missing, an alert came twice); 2 wrong use, or nothing to work on.
 
 mod recording;
 mod source;
 
-mod load;
-mod measure;
 mod replay;
 
+mod load;
+mod manifest;
+mod poison;
+mod schedule;
+mod ward;
+
+mod backlog;
+mod cpu;
+mod measure;
+mod probe;
+mod report;
+
+mod alert_book;
+mod ledger;
+mod receive;
+mod verify;
+
 mod progress;
+#[cfg(test)]
+mod sample;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +42,8 @@ use clap::{Args, Parser, Subcommand};
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_schemas::{Micros, duration};
+
+use schedule::Ramp;
 
 const REPLAY_EXAMPLES: &str = "\
 Examples:
@@ -38,11 +57,28 @@ Examples:
   20,000 readings/s of 2,000 patients for a minute, one in twenty of them deteriorating:
     loadtest load --topic devices --rate 20000 --patients 2000 --for 60s
   Ten readings per record, with the whole latency distribution in a file:
-    loadtest load --topic devices --rate 100000 --readings-per-record 10 --for 5m --hgrm latency.hgrm --json";
+    loadtest load --topic devices --rate 100000 --readings-per-record 10 --for 5m --hgrm latency.hgrm --json
+  The highest rate the engine keeps up with:
+    loadtest load --topic devices --ramp 5000..80000x1.5 --step 20s
+  How it compares with the bare minimum, and what it costs:
+    loadtest load --topic devices --rate 50000 --probe --engine-pid 4711 --broker-pid 4712";
+
+const PROBE_EXAMPLE: &str = "\
+Example, while something sends to the topic:
+  loadtest probe --topic devices --for 60s";
+
+const VERIFY_EXAMPLE: &str = "\
+Example:
+  loadtest load --topic devices --for 60s --manifest run.json
+  loadtest verify --manifest run.json";
+
+const RECEIVE_EXAMPLE: &str = "\
+Example:
+  loadtest receive --file received.jsonl --refuse 50%";
 
 /// Puts load on a broker for Wardbell and measures what comes back
 ///
-/// Exit codes: 0 all well, 1 a finding (a record was not acknowledged, an alert came twice), 2 wrong use.
+/// Exit codes: 0 all well, 1 a finding (a reading is missing, an alert came twice), 2 wrong use.
 #[derive(Debug, Parser)]
 #[command(name = "loadtest", version)]
 struct Cli {
@@ -58,9 +94,18 @@ enum Command {
     /// Sends simulated monitors on a schedule and measures the alerts that come back
     #[command(after_help = LOAD_EXAMPLES)]
     Load(LoadArgs),
+    /// Reads a topic and commits, nothing else, and measures how long that takes
+    #[command(after_help = PROBE_EXAMPLE)]
+    Probe(ProbeArgs),
+    /// Accounts for everything that `load` sent, once the engine has it
+    #[command(after_help = VERIFY_EXAMPLE)]
+    Verify(VerifyArgs),
+    /// Receives webhooks, and fails a share of them
+    #[command(after_help = RECEIVE_EXAMPLE)]
+    Receive(ReceiveArgs),
 }
 
-// The three structs below have no doc comments: clap would make them the description of the command.
+// The structs below have no doc comments: clap would make them the description of the command.
 
 // Where the broker is.
 #[derive(Debug, Args)]
@@ -131,22 +176,55 @@ pub struct LoadArgs {
         long,
         value_name = "N",
         default_value_t = 1,
-        value_parser = clap::value_parser!(u64).range(1..=load::READINGS_PER_RECORD_MAX),
+        value_parser = clap::value_parser!(u64).range(1..=ward::READINGS_PER_RECORD_MAX),
     )]
     readings_per_record: u64,
     /// How long to send
     #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     duration_us: Micros,
+    /// Rising rates instead of one, until one is not sustained, like `5000..80000x1.5`
+    #[arg(
+        long,
+        value_name = "FROM..TOxFACTOR",
+        value_parser = str::parse::<Ramp>,
+        conflicts_with_all = ["rate", "duration_us", "poison"],
+    )]
+    ramp: Option<Ramp>,
+    /// How long each rate of a ramp is held
+    #[arg(long = "step", value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
+    step_us: Micros,
+    /// A rate is not sustained if the p99 from the scheduled time is above this
+    #[arg(long = "p99-max", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    p99_max_us: Micros,
     /// Partitions of the source topic if it has to be made [default: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     partitions: Option<i32>,
     /// The topic alerts come back on
     #[arg(long, value_name = "TOPIC", default_value = "wardbell.alerts")]
     alerts_topic: String,
+    /// The engine's canonical log; only a ramp looks at it
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.readings")]
+    canonical_topic: String,
+    /// The engine's `group`; only a ramp looks at what it has committed
+    #[arg(long, value_name = "NAME", default_value = "wardbell")]
+    group: String,
     /// Share of patients whose SpO2 falls to 82 % for 40 s of every 120 s
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
     deteriorating: f64,
-    /// How long to go on reading alerts after the last record was acknowledged
+    /// Records among the good ones that nothing can be made of
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    poison: u64,
+    /// Runs a bare consume-and-commit probe beside the engine and compares
+    #[arg(long)]
+    probe: bool,
+    /// The engine's process, on this machine: its CPU time is reported
+    #[arg(long, value_name = "PID")]
+    engine_pid: Option<u32>,
+    /// The broker's process, on this machine: its CPU time is reported
+    #[arg(long, value_name = "PID")]
+    broker_pid: Option<u32>,
+    /// How long to go on reading alerts after the last record was acknowledged; in a ramp, how long the engine has to
+    /// catch up
     #[arg(long = "settle", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     settle_us: Micros,
     /// Prints the report as one JSON object
@@ -155,6 +233,76 @@ pub struct LoadArgs {
     /// Writes the latency distribution of alerts decided by a reading to FILE, of those decided by a timer beside it
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
+    /// Writes to FILE what was sent and where it is, for `verify`
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+}
+
+// What `probe` is told.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// The topic to read
+    #[arg(long)]
+    topic: String,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    /// How long to measure
+    #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    duration_us: Micros,
+    /// Prints the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+// What `verify` is told.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// What `load --manifest` wrote
+    #[arg(long, value_name = "FILE")]
+    manifest: PathBuf,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    /// The engine's canonical log
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.readings")]
+    canonical_topic: String,
+    /// Where the engine puts what it cannot use
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.dead-letters")]
+    dead_letters_topic: String,
+    /// Where the engine puts alerts
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.alerts")]
+    alerts_topic: String,
+    /// The engine's `group`: what it has committed is waited for
+    #[arg(long, value_name = "NAME", default_value = "wardbell")]
+    group: String,
+    /// What `receive` wrote, to be held against the alerts topic
+    #[arg(long, value_name = "FILE")]
+    received: Option<PathBuf>,
+    /// Fewer rule sets that came into force than this are a finding
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    activations: u64,
+    /// How long to wait for the engine to get through, and then for what is still to be received
+    #[arg(long = "wait", value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    wait_us: Micros,
+    /// Writes the latency distribution of alerts decided by a reading to FILE, of those decided by a timer beside it
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Prints the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+// What `receive` is told.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Every request is added to this file, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// The port on 127.0.0.1; 0: a free one. `listening=ADDRESS` on standard output says which
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    /// Share of requests that are answered with 500
+    #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = parse_percent)]
+    refuse: f64,
 }
 
 /// How fast a recording is sent.
@@ -182,6 +330,9 @@ fn run(command: &Command) -> Result<bool> {
     match command {
         Command::Replay(args) => replay::run(args, &args.broker.open()?, &SystemClock),
         Command::Load(args) => load::run(args, &args.broker.open()?, &SystemClock),
+        Command::Probe(args) => probe::run(args, &args.broker.open()?, &SystemClock),
+        Command::Verify(args) => verify::run(args, &args.broker.open()?),
+        Command::Receive(args) => receive::run(args),
     }
 }
 
@@ -242,6 +393,17 @@ mod tests {
         assert_eq!((args.rate, args.patients, args.readings_per_record), (20_000.0, 2_000, 1));
         assert_eq!((args.duration_us, args.settle_us, args.deteriorating), (60_000_000, 10_000_000, 0.05));
         assert_eq!((args.broker.brokers.as_str(), args.alerts_topic.as_str()), ("127.0.0.1:9092", "wardbell.alerts"));
+    }
+
+    #[test]
+    fn a_ramp_has_no_other_rate() {
+        let words = ["loadtest", "load", "--topic", "t", "--ramp", "5000..80000x1.5"];
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Command::Load(args) = cli.command else { panic!("another command") };
+        assert_eq!((args.ramp, args.step_us), ("5000..80000x1.5".parse().ok(), 20_000_000));
+        for more in [["--rate", "5000"], ["--for", "20s"], ["--poison", "3"], ["--ramp", "1..2"]] {
+            assert!(Cli::try_parse_from(words.into_iter().chain(more)).is_err(), "{more:?}");
+        }
     }
 
     #[test]

@@ -1,31 +1,32 @@
-//! The stopwatch: alerts as a read-committed reader sees them, and what a load run comes to.
+//! The stopwatch: alerts as a read-committed reader sees them, while they come.
 //!
-//! Latency is from the append of the record that decided to the moment a read-committed reader has the alert. Alerts
-//! decided by a reading and by a timer are kept apart, for a timer's record is a tick. Append times are the broker's,
-//! in whole milliseconds, and "now" is this machine's: run it where the broker's clock is, and take off up to 1 ms.
+//! Two times are taken of each. *From append*: from the append of the record that decided to the moment the reader has
+//! the alert; what the engine and the broker cost. *From schedule*: from the moment the reading that decided was due, or
+//! the hold that ended was over; what somebody at the bedside waits, a sender that lags included. Append times are the
+//! broker's, in whole milliseconds, and "now" is this machine's: run it where the broker's clock is.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
-use indicatif::HumanCount;
 use serde::Serialize;
 use wardbell_connectors::clock::Clock;
 use wardbell_connectors::log::{Isolation, Log, PartitionReader, Record, Remedy, TopicPartition};
 use wardbell_schemas::Micros;
-use wardbell_schemas::alert::{Alert, AlertData};
+use wardbell_schemas::alert::{Alert, AlertData, Content, Kind};
 
-use crate::source::SendCounts;
+use crate::ward;
 
-/// Alerts taken from one partition before the clock is read again: their own handling must not become their latency.
+/// Records taken from one partition before the clock is read again: their own handling must not become their latency.
 const READ_MAX: usize = 32;
-/// Between two rounds over all partitions without an alert: small beside the latencies measured.
+/// Between two rounds over all partitions without a record: small beside the latencies measured.
 const IDLE_PAUSE: Duration = Duration::from_micros(500);
 /// An hour. Longer ones count as an hour.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -34,23 +35,19 @@ const LATENCY_DIGITS: u8 = 3;
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 const DISTRIBUTION_HEADER: &str = "       Value     Percentile TotalCount 1/(1-Percentile)";
 
-/// Reads an alerts topic from where it ended at the beginning.
-pub struct AlertWatch {
+/// Reads all partitions of a topic from where it ended at the beginning.
+pub struct Tail {
     readers: Vec<Box<dyn PartitionReader>>,
 }
 
-impl AlertWatch {
+impl Tail {
     /// # Errors
     /// If the topic is not there or cannot be read.
-    pub fn begin(log: &dyn Log, topic: &str) -> Result<Self> {
-        let (n_partitions, _) = log.describe(topic).with_context(|| {
-            format!(
-                "looking for alerts topic `{topic}` (`wardbell run` makes it: start that first, or see --alerts-topic)"
-            )
-        })?;
+    pub fn at_end(log: &dyn Log, topic: &str) -> Result<Self> {
+        let (n_partitions, _) = log.describe(topic)?;
         let mut readers = Vec::new();
         for partition in 0..n_partitions {
-            let step = || format!("reading alerts topic `{topic}`, partition {partition}");
+            let step = || format!("reading topic `{topic}`, partition {partition}");
             let (_, end_offset) = log.offsets(topic, partition).with_context(step)?;
             let from = TopicPartition::new(topic, partition);
             readers.push(log.reader(&from, end_offset, Isolation::ReadCommitted).with_context(step)?);
@@ -58,12 +55,10 @@ impl AlertWatch {
         Ok(Self { readers })
     }
 
-    /// Reads until `stop` is set and nothing more is there. `seen` is the number of alerts so far.
-    ///
-    /// # Errors
-    /// None that come from the broker: those are part of the tally.
-    pub fn run(mut self, clock: &dyn Clock, stop: &AtomicBool, seen: &AtomicU64) -> Result<AlertTally> {
-        let mut tally = AlertTally::try_new()?;
+    /// Reads until `stop` is set and nothing more is there; each record is taken with the time at which it was there. Gives
+    /// why partitions could not be read to the end.
+    pub fn run(mut self, clock: &dyn Clock, stop: &AtomicBool, mut take: impl FnMut(&Record, Micros)) -> Vec<String> {
+        let mut faults = Vec::new();
         let mut records = Vec::new();
         loop {
             let is_stopping = stop.load(Ordering::Relaxed);
@@ -74,19 +69,18 @@ impl AlertWatch {
                 let now_us = clock.now_us();
                 is_idle &= records.is_empty();
                 for record in &records {
-                    tally.take(record, now_us);
+                    take(record, now_us);
                 }
                 match result {
                     Err(error) if error.remedy != Remedy::Retry => {
-                        tally.faults.push(error.to_string());
+                        faults.push(error.to_string());
                         false
                     }
                     _ => true,
                 }
             });
-            seen.store(tally.alerts, Ordering::Relaxed);
             if is_idle && is_stopping {
-                return Ok(tally);
+                return faults;
             }
             if is_idle {
                 thread::sleep(IDLE_PAUSE);
@@ -95,67 +89,52 @@ impl AlertWatch {
     }
 }
 
-/// What came back.
-#[derive(Debug)]
-pub struct AlertTally {
-    /// Alerts, each id once.
-    alerts: u64,
-    by_rule: BTreeMap<String, BTreeMap<&'static str, u64>>,
-    ids: HashSet<String>,
-    duplicates: u64,
-    /// Records that are no alerts of this version.
-    unreadable: u64,
-    /// Alerts that name no record to measure from.
-    without_basis: u64,
-    /// Alerts read "before" their record was appended: two clocks that differ. They count as zero.
-    before_append: u64,
-    by_reading: Histogram<u64>,
-    by_timer: Histogram<u64>,
-    /// Partitions that could not be read to the end.
-    faults: Vec<String>,
+/// The end of an alerts topic.
+///
+/// # Errors
+/// If the topic is not there or cannot be read.
+pub fn tail_of_alerts(log: &dyn Log, topic: &str) -> Result<Tail> {
+    Tail::at_end(log, topic).with_context(|| {
+        format!("looking for alerts topic `{topic}` (`wardbell run` makes it: start that first, or see --alerts-topic)")
+    })
 }
 
-impl AlertTally {
-    fn try_new() -> Result<Self> {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).context("making a histogram from 1 µs to 1 h")
-        };
-        Ok(Self {
-            alerts: 0,
-            by_rule: BTreeMap::new(),
-            ids: HashSet::new(),
-            duplicates: 0,
-            unreadable: 0,
-            without_basis: 0,
-            before_append: 0,
-            by_reading: histogram()?,
-            by_timer: histogram()?,
-            faults: Vec::new(),
-        })
+/// Tallies alerts until `stop` is set and nothing more is there.
+pub fn watch_alerts(tail: Tail, clock: &dyn Clock, stop: &AtomicBool, tally: &Mutex<AlertTally>) {
+    let faults = tail.run(clock, stop, |record, now_us| lock(tally).take(record, now_us));
+    lock(tally).faults.extend(faults);
+}
+
+/// A tally is whole after every record, also if a thread that held it panicked.
+pub fn lock(tally: &Mutex<AlertTally>) -> MutexGuard<'_, AlertTally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When an alert would be there if nothing took time: when the reading that decided was due, or when the timer was.
+pub fn scheduled_us(content: &Content) -> Option<Micros> {
+    if content.by_timer { Some(content.at) } else { content.event_time }
+}
+
+/// Latencies of alerts decided by a reading, and of those decided by a timer.
+#[derive(Debug, Clone)]
+pub struct Histograms {
+    pub by_reading: Histogram<u64>,
+    pub by_timer: Histogram<u64>,
+}
+
+/// # Errors
+/// None: the bounds are sound.
+pub fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).context("making a histogram from 1 µs to 1 h")
+}
+
+impl Histograms {
+    pub fn try_new() -> Result<Self> {
+        Ok(Self { by_reading: histogram()?, by_timer: histogram()? })
     }
 
-    fn take(&mut self, record: &Record, now_us: Micros) {
-        let alert = record.value.as_deref().and_then(|value| serde_json::from_slice::<Alert>(value).ok());
-        let Some(alert) = alert else {
-            self.unreadable += 1;
-            return;
-        };
-        if !self.ids.insert(alert.id) {
-            self.duplicates += 1;
-            return;
-        }
-        let AlertData { content, measured } = alert.data;
-        self.alerts += 1;
-        *self.by_rule.entry(content.rule.id).or_default().entry(content.transition.name()).or_default() += 1;
-        if measured.basis_us <= 0 {
-            self.without_basis += 1;
-            return;
-        }
-        let latency_us = u64::try_from(now_us - measured.basis_us).unwrap_or_else(|_| {
-            self.before_append += 1;
-            0
-        });
-        let histogram = if content.by_timer { &mut self.by_timer } else { &mut self.by_reading };
+    pub fn record(&mut self, by_timer: bool, latency_us: u64) {
+        let histogram = if by_timer { &mut self.by_timer } else { &mut self.by_reading };
         histogram.saturating_record(latency_us);
     }
 
@@ -170,6 +149,140 @@ impl AlertTally {
                 .with_context(|| format!("writing the latency distribution to `{}`", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct AlertTally {
+    /// Alerts, each id once.
+    pub alerts: u64,
+    pub by_rule: BTreeMap<String, BTreeMap<&'static str, u64>>,
+    ids: HashSet<String>,
+    pub duplicates: u64,
+    /// Records that are no alerts of this version.
+    pub unreadable: u64,
+    /// Alerts that name no record to measure from.
+    pub without_basis: u64,
+    /// Alerts read "before" their record was appended: two clocks that differ. They count as zero.
+    pub before_append: u64,
+    pub from_append: Histograms,
+    /// Of alerts about our patients that were due while something was sent.
+    pub from_schedule: Histograms,
+    /// The same, of the step under way.
+    step: Histogram<u64>,
+    /// When something is sent in it, µs since 1970 UTC.
+    step_time: Range<Micros>,
+    /// Partitions that could not be read to the end.
+    pub faults: Vec<String>,
+}
+
+impl AlertTally {
+    pub fn try_new() -> Result<Self> {
+        Ok(Self {
+            alerts: 0,
+            by_rule: BTreeMap::new(),
+            ids: HashSet::new(),
+            duplicates: 0,
+            unreadable: 0,
+            without_basis: 0,
+            before_append: 0,
+            from_append: Histograms::try_new()?,
+            from_schedule: Histograms::try_new()?,
+            step: histogram()?,
+            step_time: 0..0,
+            faults: Vec::new(),
+        })
+    }
+
+    /// Alerts due within `time` are those of the step from now on. Timers that end outside of it wait for a tick, which is
+    /// not what load does to them.
+    pub fn begin_step(&mut self, time: Range<Micros>) {
+        self.step.reset();
+        self.step_time = time;
+    }
+
+    /// Latencies from schedule of the step's alerts so far.
+    pub fn step(&self) -> Latency {
+        Latency::new(&self.step)
+    }
+
+    fn take(&mut self, record: &Record, now_us: Micros) {
+        let alert = record.value.as_deref().and_then(|value| serde_json::from_slice::<Alert>(value).ok());
+        let Some(alert) = alert else {
+            self.unreadable += 1;
+            return;
+        };
+        if !self.ids.insert(alert.id) {
+            self.duplicates += 1;
+            return;
+        }
+        let AlertData { content, measured } = alert.data;
+        self.alerts += 1;
+        self.take_schedule(&content, now_us);
+        let by_timer = content.by_timer;
+        *self.by_rule.entry(content.rule.id).or_default().entry(content.transition.name()).or_default() += 1;
+        if measured.basis_us <= 0 {
+            self.without_basis += 1;
+            return;
+        }
+        let latency_us = u64::try_from(now_us - measured.basis_us).unwrap_or_else(|_| {
+            self.before_append += 1;
+            0
+        });
+        self.from_append.record(by_timer, latency_us);
+    }
+
+    fn take_schedule(&mut self, content: &Content, now_us: Micros) {
+        let is_ours = content.kind == Kind::Physiological && ward::is_ours(&content.patient);
+        let due = scheduled_us(content).filter(|due_us| is_ours && self.step_time.contains(due_us));
+        if let Some(due_us) = due {
+            let latency_us = u64::try_from(now_us - due_us).unwrap_or(0);
+            self.from_schedule.record(content.by_timer, latency_us);
+            self.step.saturating_record(latency_us);
+        }
+    }
+}
+
+/// All in ms; zeros if nothing was counted.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Latency {
+    pub count: u64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p99_9: f64,
+    pub max: f64,
+}
+
+impl Latency {
+    pub fn new(histogram: &Histogram<u64>) -> Self {
+        let quantile = |quantile: f64| ms(histogram.value_at_quantile(quantile));
+        Self {
+            count: histogram.len(),
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            p99_9: quantile(0.999),
+            max: ms(histogram.max()),
+        }
+    }
+
+    pub fn quantiles(&self) -> [f64; 5] {
+        [self.p50, self.p90, self.p99, self.p99_9, self.max]
+    }
+}
+
+/// Both kinds of alerts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Latencies {
+    pub by_reading: Latency,
+    pub by_timer: Latency,
+}
+
+impl Latencies {
+    pub fn new(histograms: &Histograms) -> Self {
+        Self { by_reading: Latency::new(&histograms.by_reading), by_timer: Latency::new(&histograms.by_timer) }
     }
 }
 
@@ -199,245 +312,20 @@ fn distribution(histogram: &Histogram<u64>) -> String {
 fn ms(us: u64) -> f64 {
     us as f64 / 1_000.0
 }
-
-/// What was sent, by the one who sent it.
-#[derive(Debug)]
-pub struct Sent {
-    pub records_planned: u64,
-    pub counts: SendCounts,
-    /// Readings per second that were asked for.
-    pub rate_planned: f64,
-    /// From the first record to the last acknowledgment.
-    pub seconds: f64,
-    /// How far sending was behind its schedule at the worst.
-    pub lag_max: Duration,
-    pub fault: Option<String>,
-}
-
-/// A load run in numbers.
-#[derive(Debug, Serialize)]
-pub struct LoadReport {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    records_planned: u64,
-    #[serde(flatten)]
-    counts: SendCounts,
-    seconds: f64,
-    rate_planned: f64,
-    /// Readings acknowledged per second.
-    rate_achieved: f64,
-    lag_ms_max: f64,
-    alerts: u64,
-    /// Rule id, transition, count.
-    alerts_by_rule: BTreeMap<String, BTreeMap<&'static str, u64>>,
-    alert_ids_twice: u64,
-    alerts_unreadable: u64,
-    alerts_without_basis: u64,
-    alerts_before_append: u64,
-    /// From source append to a read-committed reader.
-    latency_ms: Latencies,
-    faults: Vec<String>,
-    pub ok: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Latencies {
-    by_reading: Latency,
-    by_timer: Latency,
-}
-
-/// All in ms; zeros if nothing was counted.
-#[derive(Debug, Serialize)]
-struct Latency {
-    count: u64,
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p99_9: f64,
-    max: f64,
-}
-
-impl Latency {
-    fn new(histogram: &Histogram<u64>) -> Self {
-        let quantile = |quantile: f64| ms(histogram.value_at_quantile(quantile));
-        Self {
-            count: histogram.len(),
-            p50: quantile(0.5),
-            p90: quantile(0.9),
-            p99: quantile(0.99),
-            p99_9: quantile(0.999),
-            max: ms(histogram.max()),
-        }
-    }
-}
-
-impl LoadReport {
-    pub fn new(sent: Sent, tally: AlertTally) -> Self {
-        let counts = sent.counts;
-        let all_sent = counts.records_sent == sent.records_planned && counts.is_all_acknowledged();
-        let faults: Vec<String> = sent.fault.into_iter().chain(tally.faults).collect();
-        Self {
-            kind: "load",
-            records_planned: sent.records_planned,
-            counts,
-            seconds: sent.seconds,
-            rate_planned: sent.rate_planned,
-            rate_achieved: counts.readings_acknowledged as f64 / sent.seconds.max(f64::MIN_POSITIVE),
-            lag_ms_max: sent.lag_max.as_secs_f64() * 1_000.0,
-            alerts: tally.alerts,
-            alerts_by_rule: tally.by_rule,
-            alert_ids_twice: tally.duplicates,
-            alerts_unreadable: tally.unreadable,
-            alerts_without_basis: tally.without_basis,
-            alerts_before_append: tally.before_append,
-            latency_ms: Latencies {
-                by_reading: Latency::new(&tally.by_reading),
-                by_timer: Latency::new(&tally.by_timer),
-            },
-            ok: all_sent && tally.duplicates == 0 && tally.unreadable == 0 && faults.is_empty(),
-            faults,
-        }
-    }
-
-    fn write_sending(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = &self.counts;
-        writeln!(f, "sending")?;
-        for (name, readings, records) in [
-            ("sent", counts.readings_sent, counts.records_sent),
-            ("acknowledged", counts.readings_acknowledged, counts.records_acknowledged),
-            ("failed", counts.readings_failed, counts.records_failed),
-        ] {
-            let (readings, records) = (HumanCount(readings).to_string(), HumanCount(records).to_string());
-            writeln!(f, "  {name:<16}{readings:>14} readings {records:>14} records")?;
-        }
-        let n_missing = self.records_planned - counts.records_sent;
-        if n_missing > 0 {
-            writeln!(f, "  not sent any more: {} records of the schedule", HumanCount(n_missing))?;
-        }
-        let (achieved, planned) = (self.rate_achieved, self.rate_planned);
-        writeln!(
-            f,
-            "  rate            {achieved:>14.0} readings/s of {planned:.0} planned, over {:.1} s",
-            self.seconds
-        )?;
-        writeln!(f, "  largest lag     {:>14.1} ms behind the schedule", self.lag_ms_max)
-    }
-
-    fn write_alerts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "alerts: {}", HumanCount(self.alerts))?;
-        for (rule, transitions) in &self.alerts_by_rule {
-            for (transition, count) in transitions {
-                let count = HumanCount(*count).to_string();
-                writeln!(f, "  {rule:<30}  {transition:<14}{count:>14}")?;
-            }
-        }
-        for (what, count) in [
-            ("ids that came twice", self.alert_ids_twice),
-            ("records that are no alerts", self.alerts_unreadable),
-            ("without a record to measure from", self.alerts_without_basis),
-            ("read before they were appended (clocks)", self.alerts_before_append),
-        ] {
-            if count > 0 || what.starts_with("ids") {
-                let count = HumanCount(count).to_string();
-                writeln!(f, "  {what:<46}{count:>14}")?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "latency in ms, from source append to a read-committed reader")?;
-        let [by, count, p50, p90, p99, p99_9, max] = ["decided by", "count", "p50", "p90", "p99", "p99.9", "max"];
-        writeln!(f, "  {by:<12}{count:>12}{p50:>10}{p90:>10}{p99:>10}{p99_9:>10}{max:>10}")?;
-        let rows = [("a reading", &self.latency_ms.by_reading), ("a timer", &self.latency_ms.by_timer)];
-        for (by, latency) in rows {
-            write!(f, "  {by:<12}{:>12}", latency.count)?;
-            for value_ms in [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max] {
-                // Zero would read as a measured value.
-                let text = if latency.count > 0 { format!("{value_ms:.1}") } else { "-".to_owned() };
-                write!(f, "{text:>10}")?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.write_sending(f)?;
-        self.write_alerts(f)?;
-        self.write_latency(f)?;
-        for fault in &self.faults {
-            writeln!(f, "fault: {fault}")?;
-        }
-        f.write_str(if self.ok { "ok" } else { "NOT OK: see above what was lost, doubled or broken" })?;
-        f.write_str("\n")
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use wardbell_schemas::alert::{Content, Kind, Measured, Priority, RuleReference, State, TransitionKind};
+    use wardbell_schemas::alert::{Measured, TransitionKind};
 
     use super::*;
+    use crate::sample::{BASIS_US, alert, content, record};
 
-    const BASIS_US: Micros = 1_800_000_000_000_000;
-
-    fn alert(id: &str, transition: TransitionKind, by_timer: bool, basis_us: Micros) -> Record {
-        let content = Content {
-            id: id.to_owned(),
-            episode: "e".to_owned(),
-            number: 0,
-            transition,
-            state: State::On,
-            kind: Kind::Physiological,
-            priority: Priority::High,
-            site: "test".to_owned(),
-            rule: RuleReference { id: "spo2-low".to_owned(), version: 1, hash: "ab".to_owned() },
-            raised_by_version: 1,
-            patient: "load-00001".to_owned(),
-            key: "monitor-00001/spo2/-".to_owned(),
-            at: BASIS_US,
-            condition_start: BASIS_US,
-            episode_start: BASIS_US,
-            intentional_delay_us: 0,
-            by_timer,
-            message: String::new(),
-            evidence: Vec::new(),
-            limits: BTreeMap::new(),
-            event_time: None,
-            flags: Vec::new(),
-        };
-        let measured = Measured { basis_us, ..Measured::default() };
-        record(serde_json::to_vec(&Alert::new(content, measured)).unwrap())
-    }
-
-    fn record(value: Vec<u8>) -> Record {
-        Record {
-            partition: 0,
-            offset: 0,
-            time_us: 0,
-            append_us: None,
-            key: None,
-            value: Some(value),
-            headers: Vec::new(),
-        }
-    }
-
-    fn sent(records_acknowledged: u64) -> Sent {
-        let counts = SendCounts {
-            records_sent: 10,
-            readings_sent: 10,
-            records_acknowledged,
-            readings_acknowledged: records_acknowledged,
-            ..SendCounts::default()
-        };
-        Sent { records_planned: 10, counts, rate_planned: 5.0, seconds: 2.0, lag_max: Duration::ZERO, fault: None }
+    fn at(basis_us: Micros) -> Measured {
+        Measured { basis_us, ..Measured::default() }
     }
 
     fn tally(records: &[(Record, Micros)]) -> AlertTally {
         let mut tally = AlertTally::try_new().unwrap();
+        tally.begin_step(BASIS_US - 1_000..BASIS_US + 1_000);
         for (record, now_us) in records {
             tally.take(record, *now_us);
         }
@@ -446,56 +334,50 @@ mod tests {
 
     #[test]
     fn each_alert_is_counted_once_and_timed_from_its_basis() {
-        let raised = alert("e.0", TransitionKind::Raised, false, BASIS_US);
+        let raised = alert(content("e", 0, TransitionKind::Raised), at(BASIS_US));
+        let by_timer = Content { by_timer: true, ..content("e", 1, TransitionKind::Cleared) };
         let tally = tally(&[
             (raised.clone(), BASIS_US + 20_000),
-            (alert("e.1", TransitionKind::Cleared, true, BASIS_US), BASIS_US + 90_000),
+            (alert(by_timer, at(BASIS_US)), BASIS_US + 90_000),
             (raised, BASIS_US + 40_000),
-            (alert("f.0", TransitionKind::Raised, false, 0), BASIS_US),
-            (alert("g.0", TransitionKind::Raised, false, BASIS_US), BASIS_US - 1),
+            (alert(content("f", 0, TransitionKind::Raised), at(0)), BASIS_US),
+            (alert(content("g", 0, TransitionKind::Raised), at(BASIS_US)), BASIS_US - 1),
             (record(b"{}".to_vec()), BASIS_US),
         ]);
         assert_eq!((tally.alerts, tally.duplicates, tally.unreadable), (4, 1, 1));
         assert_eq!((tally.without_basis, tally.before_append), (1, 1));
         assert_eq!(tally.by_rule["spo2-low"], BTreeMap::from([("cleared", 1), ("raised", 3)]));
-        assert_eq!((tally.by_reading.len(), tally.by_timer.len()), (2, 1));
-        let report = LoadReport::new(sent(10), tally);
-        assert!((report.latency_ms.by_reading.max - 20.0).abs() < 0.1, "{:?}", report.latency_ms);
-        assert!((report.latency_ms.by_timer.p50 - 90.0).abs() < 0.1, "{:?}", report.latency_ms);
-        assert!(!report.ok, "an id came twice");
+        let latencies = Latencies::new(&tally.from_append);
+        assert_eq!((latencies.by_reading.count, latencies.by_timer.count), (2, 1));
+        assert!((latencies.by_reading.max - 20.0).abs() < 0.1, "{latencies:?}");
+        assert!((latencies.by_timer.p50 - 90.0).abs() < 0.1, "{latencies:?}");
     }
 
     #[test]
-    fn a_run_is_well_only_if_everything_was_acknowledged_and_no_alert_came_twice() {
-        let raised = alert("e.0", TransitionKind::Raised, false, BASIS_US);
-        let once = [(raised.clone(), BASIS_US + 1)];
-        let twice = [(raised.clone(), BASIS_US + 1), (raised, BASIS_US + 2)];
-        for (n_acknowledged, records, ok) in [(10, &once[..], true), (9, &once[..], false), (10, &twice[..], false)] {
-            let report = LoadReport::new(sent(n_acknowledged), tally(records));
-            assert_eq!(report.ok, ok, "{n_acknowledged} acknowledged, {} alerts", records.len());
-        }
-        let broken = Sent { fault: Some("appending: broken".to_owned()), ..sent(10) };
-        assert!(!LoadReport::new(broken, tally(&once)).ok);
-    }
-
-    #[test]
-    fn the_report_reads_as_a_table_and_as_json() {
-        let records = [(alert("e.0", TransitionKind::Raised, false, BASIS_US), BASIS_US + 20_000)];
-        let report = LoadReport::new(sent(10), tally(&records));
-        let text = report.to_string();
-        for part in ["largest lag", "spo2-low", "raised", "p99.9", "20.0", "\nok\n"] {
-            assert!(text.contains(part), "{part} in {text}");
-        }
-        let json = serde_json::to_value(&report).unwrap();
-        assert_eq!(json["type"], "load");
-        assert_eq!(json["readings_acknowledged"], 10);
-        assert_eq!(json["alerts_by_rule"]["spo2-low"]["raised"], 1);
-        assert_eq!(json["latency_ms"]["by_timer"]["count"], 0);
+    fn the_schedule_counts_what_was_due_while_something_was_sent() {
+        let raised = |episode: &str| content(episode, 0, TransitionKind::Raised);
+        // Appended late, since its sender lagged: late all the same.
+        let reading = Content { event_time: Some(BASIS_US - 500), ..raised("a") };
+        let timer = Content { at: BASIS_US + 500, by_timer: true, ..raised("b") };
+        let past_the_end = Content { at: BASIS_US + 2_000, by_timer: true, ..raised("c") };
+        let somebody_else = Content { patient: "p7".to_owned(), ..raised("d") };
+        let technical = Content { kind: Kind::Technical, ..raised("e") };
+        let records: Vec<(Record, Micros)> = [reading, timer, past_the_end, somebody_else, technical]
+            .map(|content| (alert(content, at(BASIS_US + 30_000)), BASIS_US + 40_500))
+            .into();
+        let mut tally = tally(&records);
+        let latencies = Latencies::new(&tally.from_schedule);
+        assert_eq!((latencies.by_reading.count, latencies.by_timer.count), (1, 1));
+        assert!((latencies.by_reading.max - 41.0).abs() < 0.1, "{latencies:?}");
+        assert!((latencies.by_timer.max - 40.0).abs() < 0.1, "{latencies:?}");
+        assert_eq!(tally.step().count, 2);
+        tally.begin_step(0..0);
+        assert_eq!((tally.step().count, tally.from_schedule.by_reading.len()), (0, 1));
     }
 
     #[test]
     fn a_distribution_ends_with_everything_at_its_largest_value() {
-        let mut histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS).unwrap();
+        let mut histogram = histogram().unwrap();
         for us in [1_000, 2_000, 3_000, 4_000] {
             histogram.saturating_record(us);
         }

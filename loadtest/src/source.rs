@@ -2,8 +2,9 @@
 //!
 //! A record is *sent* when the producer took it and *acknowledged* when the broker did; what is left between the two at
 //! the end is a finding. The token of an append is the number of readings in the record, so readings are counted by the
-//! very outcomes records are counted by.
+//! very outcomes records are counted by; a record without any is poison.
 
+use std::collections::{BTreeMap, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use wardbell_connectors::log::{Appended, Appender, Log, LogError, Outgoing, StampedBy, TopicSpec};
 use wardbell_connectors::partitioner::partition_of;
+
+use crate::manifest::Offsets;
 
 /// Of a topic that is made here and not told otherwise.
 const PARTITIONS_DEFAULT: i32 = 4;
@@ -104,6 +107,12 @@ pub struct Sender {
     appender: Box<dyn Appender>,
     outcomes: Vec<(u64, Result<Appended, LogError>)>,
     counts: SendCounts,
+    /// The newest acknowledged offset of each partition.
+    newest: HashMap<i32, i64>,
+    /// Where acknowledged records with readings are, by partition.
+    offsets: BTreeMap<i32, Offsets>,
+    /// Where acknowledged records without any are.
+    poison: Vec<(i32, i64)>,
     fault: Option<String>,
     /// When something was last heard, or the first of the records in flight was sent.
     waiting_since: Instant,
@@ -112,12 +121,25 @@ pub struct Sender {
 impl Sender {
     pub fn new(log: &dyn Log) -> Result<Self> {
         let appender = log.appender().context("making a producer")?;
-        let counts = SendCounts::default();
-        Ok(Self { appender, outcomes: Vec::new(), counts, fault: None, waiting_since: Instant::now() })
+        Ok(Self {
+            appender,
+            outcomes: Vec::new(),
+            counts: SendCounts::default(),
+            newest: HashMap::new(),
+            offsets: BTreeMap::new(),
+            poison: Vec::new(),
+            fault: None,
+            waiting_since: Instant::now(),
+        })
     }
 
     pub fn counts(&self) -> SendCounts {
         self.counts
+    }
+
+    /// Where the acknowledged records are: those with readings by partition, and those without any.
+    pub fn into_positions(self) -> (BTreeMap<i32, Offsets>, Vec<(i32, i64)>) {
+        (self.offsets, self.poison)
     }
 
     /// Why sending ended before its time.
@@ -125,7 +147,8 @@ impl Sender {
         self.fault.as_deref()
     }
 
-    /// Sends a record with `n_readings` readings, after waiting for room; `false`: nothing can be sent any more.
+    /// Sends a record with `n_readings` readings (none: poison), after waiting for room; `false`: nothing can be sent any
+    /// more.
     #[must_use]
     pub fn send(&mut self, record: &Outgoing, n_readings: u64) -> bool {
         while self.fault.is_none() && self.counts.records_in_flight() >= IN_FLIGHT_MAX {
@@ -157,9 +180,15 @@ impl Sender {
             self.waiting_since = Instant::now();
             for (n_readings, outcome) in self.outcomes.drain(..) {
                 match outcome {
-                    Ok(_) => {
+                    Ok(appended) => {
                         self.counts.records_acknowledged += 1;
                         self.counts.readings_acknowledged += n_readings;
+                        let offset = next_offset(&mut self.newest, &appended);
+                        if n_readings > 0 {
+                            self.offsets.entry(appended.partition).or_default().push(offset);
+                        } else {
+                            self.poison.push((appended.partition, offset));
+                        }
                     }
                     Err(error) => {
                         self.counts.records_failed += 1;
@@ -188,5 +217,26 @@ impl Sender {
             thread::sleep(PAUSE);
             self.collect();
         }
+    }
+}
+
+/// A batch that was sent again after an outage although the broker had it is acknowledged without its offset; what stands
+/// there instead lies below the one before. Records of a partition lie in the order they were sent, so it is the next.
+fn next_offset(newest: &mut HashMap<i32, i64>, appended: &Appended) -> i64 {
+    let newest = newest.entry(appended.partition).or_insert(-1);
+    *newest = if appended.offset > *newest { appended.offset } else { *newest + 1 };
+    *newest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_was_not_told_is_the_next_one() {
+        let mut newest = HashMap::new();
+        let mut next = |partition, offset| next_offset(&mut newest, &Appended { partition, offset, append_us: None });
+        assert_eq!([next(0, 70), next(0, 71), next(1, -1001), next(0, -1001), next(0, 3)], [70, 71, 0, 72, 73]);
+        assert_eq!([next(0, 74), next(1, 1), next(0, 90)], [74, 1, 90]);
     }
 }

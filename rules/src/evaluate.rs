@@ -11,9 +11,74 @@ pub trait Inputs {
     /// A feature's value in the signal's canonical unit (a category: its code). `threshold` is meant for functions that
     /// take one and is 0 for the others.
     fn feature(&mut self, feature: usize, threshold: f64) -> Option<f64>;
+    /// A feature that is known only as far as its source's comparator goes (`<20`).
+    fn bound(&mut self, _feature: usize) -> Option<Bound> {
+        None
+    }
     /// The limit in force for this key, by its index in the rule.
     fn limit(&self, limit: usize) -> Option<f64>;
     fn attribute(&self, attribute: usize) -> Option<f64>;
+}
+
+/// A number that is known only on one side.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// Below this, or equal to it where `inclusive`.
+    Below {
+        value: f64,
+        inclusive: bool,
+    },
+    Above {
+        value: f64,
+        inclusive: bool,
+    },
+}
+
+impl Bound {
+    /// As a source writes it, before the printed number.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Bound::Below { inclusive: false, .. } => "<",
+            Bound::Below { inclusive: true, .. } => "<=",
+            Bound::Above { inclusive: false, .. } => ">",
+            Bound::Above { inclusive: true, .. } => ">=",
+        }
+    }
+
+    pub fn value(self) -> f64 {
+        match self {
+            Bound::Below { value, .. } | Bound::Above { value, .. } => value,
+        }
+    }
+
+    /// What comparing with a number says, if the bound is enough to say it.
+    fn compare(self, comparison: Comparison, other: f64) -> Option<bool> {
+        // Above is the mirror of below.
+        let (value, inclusive, other, comparison) = match self {
+            Bound::Below { value, inclusive } => (value, inclusive, other, comparison),
+            Bound::Above { value, inclusive } => (-value, inclusive, -other, mirrored(comparison)),
+        };
+        // Everything it can be is below `other`; for an inclusive bound that takes room.
+        let below = if inclusive { value < other } else { value <= other };
+        match comparison {
+            Comparison::Less => below.then_some(true),
+            Comparison::LessOrEqual => (value <= other).then_some(true),
+            Comparison::Greater => (value <= other).then_some(false),
+            Comparison::GreaterOrEqual | Comparison::Equal => below.then_some(false),
+            Comparison::NotEqual => below.then_some(true),
+        }
+    }
+}
+
+/// The comparison with its sides changed over.
+fn mirrored(comparison: Comparison) -> Comparison {
+    match comparison {
+        Comparison::Less => Comparison::Greater,
+        Comparison::LessOrEqual => Comparison::GreaterOrEqual,
+        Comparison::Greater => Comparison::Less,
+        Comparison::GreaterOrEqual => Comparison::LessOrEqual,
+        same => same,
+    }
 }
 
 /// What `raise` says; `own` is the rule's priority, meant by a plain `true`.
@@ -42,10 +107,12 @@ pub fn decide(decision: &Decision, own: Priority, inputs: &mut impl Inputs) -> V
 pub fn logic(condition: &Logic, inputs: &mut impl Inputs) -> Option<bool> {
     match condition {
         Logic::Constant(value) => Some(*value),
-        Logic::Compare(comparison, left, right) => {
-            let (left, right) = (number(left, inputs)?, number(right, inputs)?);
-            Some(compare(*comparison, left, right))
-        }
+        Logic::Compare(comparison, left, right) => match (number(left, inputs), number(right, inputs)) {
+            (Some(left), Some(right)) => Some(compare(*comparison, left, right)),
+            (None, Some(right)) => bound(left, inputs)?.compare(*comparison, right),
+            (Some(left), None) => bound(right, inputs)?.compare(mirrored(*comparison), left),
+            (None, None) => None,
+        },
         Logic::State { feature, code, equal } => {
             let state = inputs.feature(*feature, 0.0)?;
             Some((state == *code as f64) == *equal)
@@ -101,6 +168,7 @@ pub fn number(expression: &Number, inputs: &mut impl Inputs) -> Option<f64> {
         }
         Number::Coalesce(first, second) => match number(first, inputs) {
             Some(value) => value,
+            None if bound(first, inputs).is_some() => return None,
             None => number(second, inputs)?,
         },
         Number::If(condition, then, otherwise) => match logic(condition, inputs)? {
@@ -109,6 +177,24 @@ pub fn number(expression: &Number, inputs: &mut impl Inputs) -> Option<f64> {
         },
     };
     value.is_finite().then_some(value)
+}
+
+/// How far an expression is known that is no known number: a feature, or what `??` and `if` choose. Arithmetic on it is
+/// unknown.
+fn bound(expression: &Number, inputs: &mut impl Inputs) -> Option<Bound> {
+    match expression {
+        Number::Feature { feature, threshold: None } => inputs.bound(*feature),
+        Number::Coalesce(first, second) => match bound(first, inputs) {
+            Some(known) => Some(known),
+            None if number(first, inputs).is_none() => bound(second, inputs),
+            None => None,
+        },
+        Number::If(condition, then, otherwise) => match logic(condition, inputs)? {
+            true => bound(then, inputs),
+            false => bound(otherwise, inputs),
+        },
+        _ => None,
+    }
 }
 
 #[expect(clippy::float_cmp, reason = "comparison in rules is exact IEEE by definition")]
@@ -171,6 +257,32 @@ mod tests {
         assert_eq!(logic(&Logic::Not(Box::new(unknown.clone())), &mut Fixed), None);
         let same_either_way = Logic::If(Box::new(unknown), Box::new(yes.clone()), Box::new(yes));
         assert_eq!(logic(&same_either_way, &mut Fixed), None, "`if unknown` is unknown");
+    }
+
+    #[test]
+    fn a_value_with_a_comparator_is_known_as_far_as_it_goes() {
+        use Comparison::*;
+        let below = Bound::Below { value: 20.0, inclusive: false };
+        for (comparison, other, said) in [
+            (Less, 54.0, Some(true)),
+            (Less, 20.0, Some(true)),
+            (Less, 19.0, None),
+            (LessOrEqual, 20.0, Some(true)),
+            (Greater, 10.0, None),
+            (Greater, 20.0, Some(false)),
+            (GreaterOrEqual, 20.0, Some(false)),
+            (Equal, 20.0, Some(false)),
+            (Equal, 10.0, None),
+            (NotEqual, 30.0, Some(true)),
+        ] {
+            assert_eq!(below.compare(comparison, other), said, "<20 {comparison:?} {other}");
+        }
+        let at_most = Bound::Below { value: 20.0, inclusive: true };
+        assert_eq!((at_most.compare(Less, 20.0), at_most.compare(LessOrEqual, 20.0)), (None, Some(true)));
+        assert_eq!((at_most.compare(Greater, 20.0), at_most.compare(GreaterOrEqual, 20.0)), (Some(false), None));
+        let above = Bound::Above { value: 600.0, inclusive: false };
+        assert_eq!((above.compare(Greater, 600.0), above.compare(Greater, 601.0)), (Some(true), None));
+        assert_eq!((above.compare(LessOrEqual, 600.0), above.compare(Less, 700.0)), (Some(false), None));
     }
 
     #[test]

@@ -99,7 +99,13 @@ impl Message {
                 Some(threshold) => threshold_key(known.signal, name_of(&known.text), threshold, known.window_us),
                 None => key(known.signal, &known.text),
             };
-            seen.features.insert(key, show(value, known, signals[known.signal]));
+            let mut shown = show(value, known, signals[known.signal]);
+            if value.is_none()
+                && let Some(bound) = inputs.bound(*feature)
+            {
+                shown.text = format!("{}{}", bound.symbol(), signals[known.signal].print_f64(bound.value()));
+            }
+            seen.features.insert(key, shown);
         }
         for (i, name) in limits.iter().enumerate() {
             seen.limits.extend(inputs.limit(i).map(|value| (name.clone(), value)));

@@ -14,16 +14,27 @@ macro_rules! pack {
 }
 
 const ADULT_WARD: &[(&str, &str)] = pack![
+    "packs/adult-ward/abp-mean-low.rhai",
+    "packs/adult-ward/apnea.rhai",
+    "packs/adult-ward/consciousness-changed.rhai",
     "packs/adult-ward/etco2-out-of-range.rhai",
+    "packs/adult-ward/etco2-rising.rhai",
     "packs/adult-ward/heart-rate-high.rhai",
     "packs/adult-ward/heart-rate-low.rhai",
+    "packs/adult-ward/heart-rate-rising.rhai",
+    "packs/adult-ward/news2-total-high.rhai",
+    "packs/adult-ward/nibp-sys-high.rhai",
     "packs/adult-ward/nibp-sys-low.rhai",
     "packs/adult-ward/resp-rate-high.rhai",
     "packs/adult-ward/resp-rate-low.rhai",
     "packs/adult-ward/shock-index.rhai",
+    "packs/adult-ward/spo2-falling.rhai",
+    "packs/adult-ward/spo2-high-on-oxygen.rhai",
+    "packs/adult-ward/spo2-low-on-oxygen.rhai",
     "packs/adult-ward/spo2-low.rhai",
     "packs/adult-ward/spo2-very-low.rhai",
     "packs/adult-ward/temp-core-high.rhai",
+    "packs/adult-ward/temp-core-low.rhai",
 ];
 
 #[cfg(test)]

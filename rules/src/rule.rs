@@ -15,7 +15,7 @@ use wardbell_schemas::catalogue::{Catalogue, Signal, SignalIndex, hex};
 use wardbell_schemas::duration;
 
 use crate::diagnostic::{Diagnostic, Severity, SourceFile, did_you_mean};
-use crate::evaluate::{self, Inputs};
+use crate::evaluate::{self, Bound, Inputs};
 use crate::ir::{self, Decision, Feature, Logic, Number, Verdict};
 use crate::lower::Lowering;
 use crate::message::{Message, MessageFault};
@@ -45,6 +45,8 @@ pub struct Rule {
     /// The signals it names, in order of first mention. One: the key is the series. Several: the patient.
     pub signals: Vec<SignalIndex>,
     pub features: Vec<Feature>,
+    /// How many of the features `raise` and `clear` read; the others stand in the message only.
+    n_deciding: usize,
     pub raise: Decision,
     /// `None`: cleared when `raise` is false.
     pub clear: Option<Logic>,
@@ -54,8 +56,21 @@ pub struct Rule {
     pub hash: String,
 }
 
+/// A feature as one view shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Read<'a> {
+    pub feature: &'a Feature,
+    /// `None`: unknown.
+    pub value: Option<f64>,
+    /// For functions that take one.
+    pub threshold: Option<f64>,
+    /// How far the value is known, where it came with a comparator.
+    pub bound: Option<Bound>,
+}
+
 impl Rule {
     /// Key is the patient, not a series.
+    #[inline]
     pub fn is_of_patient(&self) -> bool {
         self.signals.len() > 1
     }
@@ -85,8 +100,8 @@ impl Rule {
         }
     }
 
-    /// What the rule reads, each feature once, with its value in this view; for functions that take one, the threshold.
-    pub fn readings(&self, inputs: &mut impl Inputs) -> Vec<(&Feature, Option<f64>, Option<f64>)> {
+    /// What the rule reads, each feature once.
+    pub fn readings(&self, inputs: &mut impl Inputs) -> Vec<Read<'_>> {
         let mut thresholds: Vec<Option<&Number>> = vec![None; self.features.len()];
         let mut found = Vec::new();
         let mut collect = |number: &Number| {
@@ -106,9 +121,14 @@ impl Rule {
             .map(|(i, (feature, threshold))| match threshold {
                 Some(threshold) => {
                     let threshold = evaluate::number(threshold, inputs);
-                    (feature, threshold.and_then(|threshold| inputs.feature(i, threshold)), threshold)
+                    let value = threshold.and_then(|threshold| inputs.feature(i, threshold));
+                    Read { feature, value, threshold, bound: None }
                 }
-                None => (feature, inputs.feature(i, 0.0), None),
+                None => {
+                    let value = inputs.feature(i, 0.0);
+                    let bound = if value.is_none() { inputs.bound(i) } else { None };
+                    Read { feature, value, threshold: None, bound }
+                }
             })
             .collect()
     }
@@ -135,11 +155,23 @@ impl Rule {
         format!(
             "{:?}",
             (
-                (&self.id, self.priority, self.hold_us, self.clear_hold_us, self.latching, self.cool_down_us),
+                (
+                    &self.id,
+                    self.priority,
+                    self.hold_us,
+                    self.clear_hold_us,
+                    self.latching,
+                    self.cool_down_us.unwrap_or(0)
+                ),
                 (self.gap_us, self.max_age_us, self.accept_questionable, &self.limits, &self.attributes),
-                (&self.signals, &self.features, &self.raise, &self.clear),
+                (&self.signals, &self.features[..self.n_deciding], &self.raise, &self.clear),
             )
         )
+    }
+
+    /// The same condition, limits and declared fields: a change of the set that leaves this rule alone.
+    pub fn means_the_same(&self, other: &Rule) -> bool {
+        self.meaning() == other.meaning()
     }
 }
 
@@ -265,6 +297,7 @@ pub fn compile(file: &SourceFile, catalogue: &Catalogue) -> (Option<Rule>, Vec<D
         attributes,
         signals: signals.iter().filter_map(|id| catalogue.by_id(id)).map(|signal| signal.index).collect(),
         features,
+        n_deciding: deciding_features,
         raise,
         clear,
         message: message.as_ref().map(|(message, _)| message.clone()),

@@ -16,8 +16,14 @@ use crate::Micros;
 use crate::catalogue::hex;
 use crate::reading::SourcePosition;
 
+/// The type of an envelope that proves the path to the sinks and is shown to nobody.
+pub const CANARY_TYPE: &str = "org.wardbell.canary.v1";
+
 /// The JSON Schema of an alert, as text.
 pub const ALERT_SCHEMA: &str = include_str!("../alert.schema.json");
+
+/// Rule id of transitions that prove the path from the canonical log to every sink; no sink shows them.
+pub const CANARY_RULE: &str = "technical/canary";
 
 /// How soon somebody has to act (IEC 60601-1-8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -243,7 +249,7 @@ pub struct Measured {
     /// Canonical log position of the record that decided.
     pub partition: i32,
     pub offset: i64,
-    /// Decided later than the budget.
+    /// Decided, or handed to the sink, later than the budget.
     #[serde(default)]
     pub delayed: bool,
 }
@@ -277,12 +283,20 @@ impl Alert {
             specversion: "1.0".to_owned(),
             id: content.id.clone(),
             source: format!("/wardbell/{}", content.site),
-            event_type: format!("org.wardbell.alert.{}.v1", content.transition.name()),
+            event_type: match content.rule.id.as_str() {
+                CANARY_RULE => CANARY_TYPE.to_owned(),
+                _ => format!("org.wardbell.alert.{}.v1", content.transition.name()),
+            },
             subject: format!("{}/{}", content.patient, content.key),
             time: content.at,
             datacontenttype: "application/json".to_owned(),
             data: AlertData { content, measured },
         }
+    }
+
+    /// Sinks take its place in the order and hand it to nobody.
+    pub fn is_canary(&self) -> bool {
+        self.event_type == CANARY_TYPE
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Micros;
+use crate::alert::Priority;
 
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,10 +33,37 @@ pub enum Control {
     Attribute { patient: String, name: String, value: Option<f64> },
     /// The patient left: series are forgotten at once, open episodes end as `expired`.
     Discharge { patient: String },
+    /// The patient's devices (or one of them) were switched off on purpose: nothing is expected of them until they speak
+    /// again.
+    Standby {
+        patient: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+    },
     /// A person has seen the alert.
     Acknowledge { episode: String, by: String },
     /// A person ends a latched episode.
     Reset { episode: String, by: String },
+    /// The job noticed something about itself (a broken budget, a sink that fails, records lost to retention): it begins
+    /// or ends a technical alert.
+    Condition(Condition),
+}
+
+/// See [`Control::Condition`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Condition {
+    /// Rule id of the technical alert: `technical/budget`, `technical/sink`, `technical/feed`.
+    pub rule: String,
+    /// What it is about: a sink's name, `topic/partition`.
+    pub key: String,
+    pub priority: Priority,
+    /// Whether it is so from now on, or no longer.
+    pub holds: bool,
+    /// When it was noticed, µs since 1970 UTC.
+    pub at_us: Micros,
+    /// In words, for the message; never about a patient.
+    pub detail: String,
 }
 
 /// "Source partition `topic/partition` was read up to `end_offset`, asked after `time`."

@@ -16,6 +16,7 @@ pub mod alert;
 pub mod control;
 pub mod decoded;
 pub mod duration;
+pub mod fault;
 pub mod outcome;
 pub mod reading;
 

@@ -25,16 +25,18 @@ pub enum Outcome {
     Duplicate,
     /// Same series, time and record as an accepted reading, but another value.
     Conflict,
+    /// Corrected or retracted a sample that was still held.
+    Corrected,
     /// Older than the allowed lateness: kept in the log, in no window and no live rule.
     Late,
     /// Not a reading we can use: in the dead-letter topic, with its reason.
     Quarantined,
-    /// A record without a value (tombstone).
+    /// A record without a value (tombstone), or a label that the connector's file says is not wanted.
     Ignored,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 11] = [
+    pub const ALL: [Outcome; 12] = [
         Outcome::Evaluated,
         Outcome::Retimed,
         Outcome::Questionable,
@@ -43,6 +45,7 @@ impl Outcome {
         Outcome::Test,
         Outcome::Duplicate,
         Outcome::Conflict,
+        Outcome::Corrected,
         Outcome::Late,
         Outcome::Quarantined,
         Outcome::Ignored,
@@ -58,6 +61,7 @@ impl Outcome {
             Outcome::Test => "test",
             Outcome::Duplicate => "duplicate",
             Outcome::Conflict => "conflict",
+            Outcome::Corrected => "corrected",
             Outcome::Late => "late",
             Outcome::Quarantined => "quarantined",
             Outcome::Ignored => "ignored",

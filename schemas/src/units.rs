@@ -58,7 +58,7 @@ impl UnitTable {
         for row in csv::Reader::from_reader(spellings.as_bytes()).records() {
             let row = row.map_err(|error| format!("unit_spellings.csv: {error}"))?;
             let ucum = &row[0];
-            for spelling in row[3].split('|').chain([ucum]).filter(|spelling| !spelling.is_empty()) {
+            for spelling in row[3].split('|').chain([ucum, &row[2]]).filter(|spelling| !spelling.is_empty()) {
                 if let Some(other) = table.exact.insert(spelling.to_owned(), ucum.to_owned())
                     && other != ucum
                 {
@@ -90,10 +90,14 @@ impl UnitTable {
         Ok(table)
     }
 
-    /// The UCUM code of a raw spelling.
+    /// The UCUM code of a raw spelling; the micro sign and the Greek mu are UCUM's `u`.
     pub fn ucum(&self, raw: &str) -> Option<&str> {
-        let exact = self.exact.get(raw).or_else(|| self.exact.get(raw.trim()));
-        exact.or_else(|| self.folded.get(&raw.trim().to_lowercase())).map(String::as_str)
+        let raw = raw.trim();
+        let known = self.exact.get(raw).or_else(|| self.folded.get(&raw.to_lowercase()));
+        if known.is_none() && raw.contains(['\u{b5}', '\u{3bc}']) {
+            return self.ucum(&raw.replace(['\u{b5}', '\u{3bc}'], "u"));
+        }
+        known.map(String::as_str)
     }
 
     /// How a raw unit becomes `canonical` for a signal of `quantity`.

@@ -4,12 +4,14 @@
 //! idempotent and gapless producers without a message time-out, one transactional id per owner, explicit start offsets,
 //! a rebalance callback that only queues the event. Measured traps are at their places.
 
+mod inspect;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::bindings::rd_kafka_resp_err_t as ResponseError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -20,28 +22,41 @@ use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, 
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use secrecy::{ExposeSecret, SecretString};
+use wardbell_schemas::Micros;
 
+use super::inspect::TopicFault;
 use super::{
-    Appended, Appender, GroupHandle, GroupHandleInner, Isolation, Log, LogError, Member, MemberEvent, Membership,
-    Outgoing, PartitionReader, Progress, Record, Remedy, StampedBy, TopicPartition, TopicSpec, Transactional,
+    Appended, Appender, Committed, GroupHandle, GroupHandleInner, Isolation, Log, LogError, Member, MemberEvent,
+    Membership, Outgoing, PartitionReader, Progress, Record, Remedy, StampedBy, TopicPartition, TopicSpec,
+    Transactional,
 };
 
 /// Calls that wait for the broker give up after this and say so.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events of a client, as why it was turned away, are heard within this.
+const EVENTS_TIMEOUT: Duration = Duration::from_millis(200);
 /// A question asked from a polling loop must not keep it from polling for long.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
-const TRANSACTION_TIMEOUT_MS: &str = "10000";
+pub const TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// A member that is silent for longer has left, unless the options say otherwise: the least that brokers allow.
+pub const SESSION_TIMEOUT_MS: &str = "6000";
 
 /// The consumer behind members and readers.
 pub(crate) type Consumer = BaseConsumer<Context>;
+
+/// A topic's settings by name.
+type Settings = HashMap<String, String>;
 
 /// A Kafka cluster, as one client of it.
 #[derive(Clone)]
 pub struct KafkaLog {
     options: BTreeMap<String, String>,
+    /// Options that are shown nowhere.
+    secrets: BTreeMap<&'static str, SecretString>,
     /// A client that only asks, made at the first question.
     asker: Arc<Mutex<Option<Arc<Consumer>>>>,
 }
@@ -52,6 +67,17 @@ impl KafkaLog {
     /// # Errors
     /// [`Remedy::Refuse`] naming an option that librdkafka does not know or that must not be set.
     pub fn new(options: BTreeMap<String, String>) -> Result<Self, LogError> {
+        Self::with_secrets(options, BTreeMap::new())
+    }
+
+    /// As [`KafkaLog::new`], with further options whose values are shown nowhere.
+    ///
+    /// # Errors
+    /// As [`KafkaLog::new`].
+    pub fn with_secrets(
+        options: BTreeMap<String, String>,
+        secrets: BTreeMap<&'static str, SecretString>,
+    ) -> Result<Self, LogError> {
         const OURS: [&str; 8] = [
             "group.id",
             "transactional.id",
@@ -69,7 +95,7 @@ impl KafkaLog {
         if options.get("bootstrap.servers").is_none_or(String::is_empty) {
             return Err(refuse("`bootstrap.servers` is missing; name the broker, like \"127.0.0.1:9092\"".to_owned()));
         }
-        let log = Self { options, asker: Arc::default() };
+        let log = Self { options, secrets, asker: Arc::default() };
         log.config().create_native_config().map_err(|error| refuse(plain(&error)))?;
         Ok(log)
     }
@@ -79,7 +105,15 @@ impl KafkaLog {
         for (name, value) in &self.options {
             config.set(name, value);
         }
+        for (name, secret) in &self.secrets {
+            config.set(*name, secret.expose_secret());
+        }
         config
+    }
+
+    /// The brokers' addresses, as commands for a person name them.
+    fn servers(&self) -> &str {
+        self.options.get("bootstrap.servers").map_or("", String::as_str)
     }
 
     fn asker(&self) -> Result<Arc<Consumer>, LogError> {
@@ -88,7 +122,11 @@ impl KafkaLog {
             return Ok(asker.clone());
         }
         let mut config = self.config();
-        config.set("enable.auto.commit", "false").set("group.id", "wardbell-asker");
+        config
+            .set("enable.auto.commit", "false")
+            .set("group.id", "wardbell-asker")
+            // To ask for a topic must not make it.
+            .set("allow.auto.create.topics", "false");
         let made: Consumer =
             config.create_with_context(Context::default()).map_err(|error| refusal("making a client", &error))?;
         Ok(asker.insert(Arc::new(made)).clone())
@@ -97,44 +135,125 @@ impl KafkaLog {
     fn admin<T>(
         &self,
         step: &str,
-        call: impl AsyncFnOnce(&AdminClient<Context>, &AdminOptions) -> Result<T, KafkaError>,
+        call: impl AsyncFnOnce(&AdminClient<Context>, AdminOptions) -> Result<T, KafkaError>,
     ) -> Result<T, LogError> {
         let client: AdminClient<Context> =
             self.config().create_with_context(Context::default()).map_err(|error| refusal(step, &error))?;
-        let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT)).operation_timeout(Some(CALL_TIMEOUT));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| LogError::new(Remedy::Retry, step, error.to_string()))?;
-        runtime.block_on(call(&client, &options)).map_err(|error| classify(step, &error))
+        runtime.block_on(call(&client, admin_options())).map_err(|error| classify(step, &error))
     }
 
     /// Topics of the cluster with their partition counts.
     fn topics(&self) -> Result<HashMap<String, i32>, LogError> {
         let step = "asking the broker for its topics";
-        let metadata = self.asker()?.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| {
-            let servers = self.options.get("bootstrap.servers").map_or("", String::as_str);
-            let what = format!(
-                "no broker answers at {servers} ({}); check `kafka.bootstrap_servers`, that the broker runs, and TLS or SASL options",
-                plain(&error)
-            );
+        let asker = self.asker()?;
+        let metadata = asker.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| {
+            let servers = self.servers();
+            let deadline = Instant::now() + EVENTS_TIMEOUT;
+            while Instant::now() < deadline {
+                // A client that only asks reads nothing; what it hears on the way is kept by its context.
+                let _ = asker.poll(EVENTS_TIMEOUT);
+            }
+            let what = match asker.context().refusal.why() {
+                Some(why) => format!("the broker at {servers} cannot be used: {why}"),
+                None => format!(
+                    "no broker answers at {servers} ({}); check `kafka.bootstrap_servers`, that the broker runs, and TLS or SASL options",
+                    plain(&error)
+                ),
+            };
             LogError::new(Remedy::Retry, step, what)
         })?;
+        asker.context().refusal.over();
         Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32)).collect())
     }
 
-    /// The settings of topics that matter to us.
-    fn settings(&self, topics: &[&str]) -> Result<Vec<HashMap<String, String>>, LogError> {
+    /// The settings of topics; `None` for a topic that keeps them from us.
+    fn settings(&self, topics: &[&str]) -> Result<Vec<Option<Settings>>, LogError> {
         let specifiers: Vec<ResourceSpecifier<'_>> =
             topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let described = self.admin("reading topic settings", async |client, options| {
-            client.describe_configs(&specifiers, options).await
+            client.describe_configs(&specifiers, &options).await
         })?;
-        Ok(described
-            .into_iter()
-            .map(|resource| {
-                let entries = resource.map(|resource| resource.entries).unwrap_or_default();
-                entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect()
+        Ok(described.into_iter().map(|resource| values(resource.ok()?)).collect())
+    }
+
+    /// What is wrong with topics. Those that are missing and may be made are made, or only looked at as if they were.
+    fn examine(&self, topics: &[TopicSpec], make: bool) -> Result<Vec<TopicFault>, LogError> {
+        let known = self.topics()?;
+        let (there, missing): (Vec<&TopicSpec>, Vec<&TopicSpec>) =
+            topics.iter().partition(|spec| known.contains_key(&spec.name));
+        let (wanted, absent): (Vec<&TopicSpec>, Vec<&TopicSpec>) = missing.into_iter().partition(|spec| spec.create);
+        let mut faults = self.absent(&absent)?;
+        faults.extend(self.make(&wanted, make)?);
+        if make && faults.is_empty() && !wanted.is_empty() {
+            self.wait_for_topics(&wanted)?;
+        }
+        if !there.is_empty() {
+            let names: Vec<&str> = there.iter().map(|spec| spec.name.as_str()).collect();
+            for (spec, settings) in there.iter().zip(self.settings(&names)?) {
+                let partitions = known.get(&spec.name).copied();
+                match settings {
+                    Some(settings) => faults.extend(wrong_settings(self.servers(), spec, partitions, &settings)),
+                    // Nobody promised anything about a topic of others.
+                    None if spec.any_partitions => {}
+                    None => faults.push(TopicFault::error(
+                        &spec.name,
+                        "keeps its settings from us",
+                        "give the job's user the right DescribeConfigs on it",
+                    )),
+                }
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Topics that must be there and are not listed.
+    fn absent(&self, absent: &[&TopicSpec]) -> Result<Vec<TopicFault>, LogError> {
+        let fault = |spec: &&TopicSpec| -> Result<TopicFault, LogError> {
+            let step = format!("asking the broker for topic `{}`", spec.name);
+            let described = self.asker()?.fetch_metadata(Some(spec.name.as_str()), CALL_TIMEOUT);
+            let described = described.map_err(|error| classify(&step, &error))?;
+            let code = described.topics().first().and_then(|topic| topic.error());
+            let create = create_command(self.servers(), spec);
+            Ok(match code {
+                Some(ResponseError::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => TopicFault::error(
+                    &spec.name,
+                    "is not there, or kept from us",
+                    format!("give the job's user its rights on it, and if it is missing: {create}"),
+                ),
+                _ => TopicFault::error(&spec.name, "does not exist", create),
+            })
+        };
+        absent.iter().map(fault).collect()
+    }
+
+    /// Makes topics, or only asks whether that would be allowed.
+    fn make(&self, wanted: &[&TopicSpec], really: bool) -> Result<Vec<TopicFault>, LogError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let settings: Vec<Vec<(String, String)>> = wanted.iter().map(|spec| topic_settings(spec)).collect();
+        let new: Vec<NewTopic<'_>> = wanted
+            .iter()
+            .zip(&settings)
+            .map(|(spec, settings)| {
+                let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(-1));
+                settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+            })
+            .collect();
+        let results = self.admin("making topics", async |client, options| {
+            client.create_topics(&new, &options.validate_only(!really)).await
+        })?;
+        let failed = results.into_iter().filter_map(Result::err);
+        Ok(failed
+            .filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists)
+            .map(|(name, code)| {
+                let spec = wanted.iter().find(|spec| spec.name == name);
+                let command = spec.map(|spec| create_command(self.servers(), spec)).unwrap_or_default();
+                TopicFault::error(&name, format!("cannot be made by us ({code})"), command)
             })
             .collect())
     }
@@ -142,49 +261,12 @@ impl KafkaLog {
 
 impl Log for KafkaLog {
     fn prepare(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        let known = self.topics()?;
-        let missing: Vec<&TopicSpec> = topics.iter().filter(|spec| !known.contains_key(&spec.name)).collect();
-        let mut faults: Vec<String> = missing
-            .iter()
-            .filter(|spec| !spec.create)
-            .map(|spec| format!("topic `{}` does not exist; make it with: {}", spec.name, create_command(spec)))
-            .collect();
-        let wanted: Vec<&TopicSpec> = missing.into_iter().filter(|spec| spec.create).collect();
-        if !wanted.is_empty() {
-            let settings: Vec<Vec<(String, String)>> = wanted.iter().map(|spec| topic_settings(spec)).collect();
-            let new: Vec<NewTopic<'_>> = wanted
-                .iter()
-                .zip(&settings)
-                .map(|(spec, settings)| {
-                    let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(-1));
-                    settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
-                })
-                .collect();
-            let results =
-                self.admin("making topics", async |client, options| client.create_topics(&new, options).await)?;
-            for (name, code) in results.into_iter().filter_map(Result::err) {
-                if code != RDKafkaErrorCode::TopicAlreadyExists {
-                    let spec = wanted.iter().find(|spec| spec.name == name);
-                    let command = spec.map(|spec| create_command(spec)).unwrap_or_default();
-                    faults.push(format!("topic `{name}` cannot be made ({code}); make it with: {command}"));
-                }
-            }
-            if faults.is_empty() {
-                self.wait_for_topics(&wanted)?;
-            }
-        }
-        let existing: Vec<&TopicSpec> = topics.iter().filter(|spec| known.contains_key(&spec.name)).collect();
-        let names: Vec<&str> = existing.iter().map(|spec| spec.name.as_str()).collect();
-        if !names.is_empty() {
-            for (spec, settings) in existing.iter().zip(self.settings(&names)?) {
-                faults.extend(wrong_settings(spec, known.get(&spec.name).copied(), &settings));
-            }
-        }
+        let faults = self.examine(topics, true)?;
         if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  ")))
+            return Ok(());
         }
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  ")))
     }
 
     fn describe(&self, topic: &str) -> Result<(i32, StampedBy), LogError> {
@@ -192,7 +274,8 @@ impl Log for KafkaLog {
         let Some(partitions) = partitions else {
             return Err(LogError::new(Remedy::Refuse, format!("topic `{topic}`"), "does not exist on this broker"));
         };
-        let settings = self.settings(&[topic])?.pop().unwrap_or_default();
+        // Without the right to see its settings, the safe one of both is taken.
+        let settings = self.settings(&[topic])?.pop().flatten().unwrap_or_default();
         let broker = settings.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
         Ok((partitions, if broker { StampedBy::Broker } else { StampedBy::Producer }))
     }
@@ -270,7 +353,7 @@ impl Log for KafkaLog {
             &mut config,
             &self.options,
             &[
-                ("session.timeout.ms", "6000"),
+                ("session.timeout.ms", SESSION_TIMEOUT_MS),
                 ("heartbeat.interval.ms", "1000"),
                 ("max.poll.interval.ms", "15000"),
                 ("fetch.wait.max.ms", "100"),
@@ -334,6 +417,16 @@ impl KafkaLog {
     }
 }
 
+/// What the client gives for a resource that it was refused: no entries, and no error.
+fn values(resource: ConfigResource) -> Option<Settings> {
+    let entries = resource.entries;
+    (!entries.is_empty()).then(|| entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(CALL_TIMEOUT)).operation_timeout(Some(CALL_TIMEOUT))
+}
+
 fn isolation(isolation: Isolation) -> &'static str {
     match isolation {
         Isolation::ReadCommitted => "read_committed",
@@ -360,52 +453,61 @@ fn topic_settings(spec: &TopicSpec) -> Vec<(String, String)> {
         .to_vec()
 }
 
-fn create_command(spec: &TopicSpec) -> String {
+fn create_command(servers: &str, spec: &TopicSpec) -> String {
     let settings: String =
         topic_settings(spec).iter().map(|(name, value)| format!(" --config {name}={value}")).collect();
-    format!("kafka-topics.sh --create --topic {} --partitions {}{settings}", spec.name, spec.partitions)
+    format!(
+        "kafka-topics.sh --bootstrap-server {servers} --create --topic {} --partitions {}{settings}",
+        spec.name, spec.partitions
+    )
 }
 
 /// What is wrong with an existing topic, each with its remedy.
-fn wrong_settings(spec: &TopicSpec, partitions: Option<i32>, settings: &HashMap<String, String>) -> Vec<String> {
+fn wrong_settings(servers: &str, spec: &TopicSpec, partitions: Option<i32>, settings: &Settings) -> Vec<TopicFault> {
     let mut faults = Vec::new();
-    if !spec.any_partitions && partitions.is_some_and(|partitions| partitions != spec.partitions) {
-        faults.push(format!(
-            "topic `{}` has {} partitions but {} are configured; the count is fixed for life: correct the configuration, or make a new topic under another name",
-            spec.name,
-            partitions.unwrap_or_default(),
-            spec.partitions
+    if spec.any_partitions {
+        return faults;
+    }
+    if let Some(partitions) = partitions.filter(|partitions| *partitions != spec.partitions) {
+        faults.push(TopicFault::error(
+            &spec.name,
+            format!(
+                "has {partitions} partitions but {} are configured, and the count is fixed for life",
+                spec.partitions
+            ),
+            "correct the configuration, or make a new topic under another name",
         ));
     }
-    let alter = |setting: &str| format!("kafka-configs.sh --alter --topic {} --add-config {setting}", spec.name);
+    let mut fault = |what: String, setting: &str| {
+        let remedy = format!(
+            "kafka-configs.sh --bootstrap-server {servers} --alter --topic {} --add-config {setting}",
+            spec.name
+        );
+        faults.push(TopicFault::error(&spec.name, what, remedy));
+    };
     let get = |name: &str| settings.get(name).map(String::as_str);
     let stamp = topic_settings(spec)[0].1.clone();
-    if !spec.any_partitions && get("message.timestamp.type").is_some_and(|value| value != stamp) {
-        let found = get("message.timestamp.type").unwrap_or_default();
-        faults.push(format!(
-            "topic `{}` has message.timestamp.type={found}, it must be {stamp}: {}",
-            spec.name,
-            alter(&format!("message.timestamp.type={stamp}"))
-        ));
+    if let Some(found) = get("message.timestamp.type").filter(|found| *found != stamp) {
+        fault(
+            format!("has message.timestamp.type={found}, it must be {stamp}"),
+            &format!("message.timestamp.type={stamp}"),
+        );
     }
-    if !spec.any_partitions && get("cleanup.policy").is_some_and(|value| value != "delete") {
-        let found = get("cleanup.policy").unwrap_or_default();
-        faults.push(format!(
-            "topic `{}` has cleanup.policy={found}, it must be delete (compaction loses history): {}",
-            spec.name,
-            alter("cleanup.policy=delete")
-        ));
+    if let Some(found) = get("cleanup.policy").filter(|found| *found != "delete") {
+        let what = format!("has cleanup.policy={found}, it must be delete (compaction loses history)");
+        fault(what, "cleanup.policy=delete");
     }
     let kept = get("retention.ms").and_then(|value| value.parse::<i64>().ok()).filter(|ms| *ms >= 0);
-    if let (false, Some(kept), Some(wanted)) = (spec.any_partitions, kept, spec.retention)
-        && i128::from(kept) < wanted.as_millis() as i128
-    {
-        faults.push(format!(
-            "topic `{}` keeps records for {kept} ms, at least {} ms are needed: {}",
-            spec.name,
-            wanted.as_millis(),
-            alter(&format!("retention.ms={}", wanted.as_millis()))
-        ));
+    match (kept, spec.retention) {
+        (Some(kept), Some(wanted)) if i128::from(kept) < wanted.as_millis() as i128 => {
+            let wanted = wanted.as_millis();
+            let what = format!("keeps records for {kept} ms, at least {wanted} ms are needed");
+            fault(what, &format!("retention.ms={wanted}"));
+        }
+        (Some(kept), None) => {
+            fault(format!("keeps records for {kept} ms, they must stay for ever"), "retention.ms=-1");
+        }
+        _ => {}
     }
     faults
 }
@@ -418,6 +520,7 @@ pub(crate) struct Context {
     /// closing would wait for ever.
     closing: Arc<AtomicBool>,
     outage: Outage,
+    refusal: Refusal,
 }
 
 impl ClientContext for Context {
@@ -425,8 +528,9 @@ impl ClientContext for Context {
         log_client(level, facility, message);
     }
 
-    fn error(&self, error: KafkaError, _reason: &str) {
+    fn error(&self, error: KafkaError, reason: &str) {
         self.outage.heard(&error);
+        self.refusal.heard(&error, reason);
     }
 }
 
@@ -456,6 +560,43 @@ impl Outage {
         if self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed) {
             tracing::info!("the broker answers again");
         }
+    }
+}
+
+/// Why a connection was refused, as last heard: calls that wait for it only say that they waited in vain.
+#[derive(Clone, Default)]
+struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    fn heard(&self, error: &KafkaError, reason: &str) {
+        let (what, remedy) = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
+                let remedy = "check `sasl.mechanism` and `sasl.username` of `kafka.options`, and `sasl.password`, which `kafka.sasl_password_file` or `kafka.sasl_password_env` names";
+                ("authentication failed", remedy)
+            }
+            Some(RDKafkaErrorCode::SSL) => {
+                let remedy =
+                    "check `ssl.ca.location` of `kafka.options` and that the broker's certificate names this address";
+                ("TLS failed", remedy)
+            }
+            // Now it is something else.
+            Some(RDKafkaErrorCode::BrokerTransportFailure) => return self.over(),
+            _ => return,
+        };
+        *self.lock() = Some(format!("{what} ({reason}); {remedy}"));
+    }
+
+    /// Kept until it is over: the client does not repeat itself for half a minute.
+    fn why(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn over(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -564,6 +705,11 @@ impl KafkaMember {
         Ok(true)
     }
 
+    fn committed_list(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, LogError> {
+        let committed = self.consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
+        committed.map_err(|error| classify("asking for committed offsets", &error))
+    }
+
     fn assign(&self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
         let step = "beginning to read the assigned partitions";
         let list = list_with_offsets(positions, step)?;
@@ -651,11 +797,7 @@ impl Member for KafkaMember {
     }
 
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
-        let step = "asking for committed offsets";
-        let list = self
-            .consumer
-            .committed_offsets(list_of(partitions), CALL_TIMEOUT)
-            .map_err(|error| classify(step, &error))?;
+        let list = self.committed_list(partitions)?;
         Ok(offsets_in(&list, partitions))
     }
 
@@ -663,6 +805,35 @@ impl Member for KafkaMember {
         let step = "committing offsets";
         let list = list_with_offsets(positions, step)?;
         self.consumer.commit(&list, CommitMode::Sync).map_err(|error| classify(step, &error))
+    }
+
+    fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+        let list = self.committed_list(partitions)?;
+        let committed = |(partition, next_offset): (&TopicPartition, Option<i64>)| {
+            let element = list.find_partition(&partition.topic, partition.partition)?;
+            Some(Committed { next_offset: next_offset?, metadata: element.metadata().to_owned() })
+        };
+        Ok(partitions.iter().zip(offsets_in(&list, partitions)).map(committed).collect())
+    }
+
+    fn commit_with_metadata(&mut self, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
+        let step = "committing offsets";
+        let offsets: Vec<_> =
+            positions.iter().map(|(partition, committed)| (partition.clone(), committed.next_offset)).collect();
+        let list = list_with_offsets(&offsets, step)?;
+        for (partition, committed) in positions {
+            if let Some(mut element) = list.find_partition(&partition.topic, partition.partition) {
+                element.set_metadata(&committed.metadata);
+            }
+        }
+        self.consumer.commit(&list, CommitMode::Sync).map_err(|error| classify(step, &error))
+    }
+
+    fn pause(&mut self, paused: bool) -> Result<(), LogError> {
+        let step = if paused { "pausing partitions" } else { "resuming partitions" };
+        let assigned = self.consumer.assignment().map_err(|error| classify(step, &error))?;
+        let result = if paused { self.consumer.pause(&assigned) } else { self.consumer.resume(&assigned) };
+        result.map_err(|error| classify(step, &error))
     }
 
     fn group(&self) -> GroupHandle {
@@ -739,6 +910,7 @@ impl PartitionReader for KafkaReader {
                 Some(Ok(message)) => to_record(&message),
                 // The client reconnects by itself and goes on where it was; nothing was missed.
                 Some(Err(error)) if passes(&error) => return Ok(()),
+                Some(Err(error)) if self.queue.is_none() && is_about_a_group(&error) => return Ok(()),
                 Some(Err(error)) => {
                     let step = format!("reading {}/{}", self.from.topic, self.from.partition);
                     return Err(classify(&step, &error));
@@ -895,8 +1067,9 @@ struct KafkaTransactional {
 }
 
 impl KafkaTransactional {
-    /// Everything up to the commit itself; an error here leaves nothing visible.
-    fn fill(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
+    /// Everything up to the commit itself, and the append time of the last record where the broker sets it; an error
+    /// here leaves nothing visible.
+    fn fill(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<Option<Micros>, LogError> {
         let step = format!("transaction `{}`", self.id);
         for (token, record) in records.iter().enumerate() {
             send(&self.producer, record, token as u64)?;
@@ -909,16 +1082,20 @@ impl KafkaTransactional {
                 return Err(LogError::new(Remedy::Retry, step, "the broker did not take the records in time"));
             }
         }
+        let mut append_us = None;
         for (_, outcome) in self.deliveries.drain() {
-            if let Err((code, what)) = outcome {
-                let remedy = if is_fence(code) {
-                    Remedy::Fenced
-                } else if is_refusal(code) {
-                    Remedy::Refuse
-                } else {
-                    Remedy::Retry
-                };
-                return Err(LogError::new(remedy, step, what));
+            match outcome {
+                Ok(appended) => append_us = appended.append_us,
+                Err((code, what)) => {
+                    let remedy = if is_fence(code) {
+                        Remedy::Fenced
+                    } else if is_refusal(code) {
+                        Remedy::Refuse
+                    } else {
+                        Remedy::Retry
+                    };
+                    return Err(LogError::new(remedy, step, what));
+                }
             }
         }
         if let Some(progress) = progress {
@@ -934,7 +1111,7 @@ impl KafkaTransactional {
                 .send_offsets_to_transaction(&list, &metadata, CALL_TIMEOUT)
                 .map_err(|error| classify(&step, &error))?;
         }
-        Ok(())
+        Ok(append_us)
     }
 
     /// Nothing of the transaction may remain; what cannot be aborted makes the producer useless.
@@ -958,7 +1135,7 @@ impl KafkaTransactional {
 }
 
 impl Transactional for KafkaTransactional {
-    fn warm_up(&mut self, to: &TopicPartition) -> Result<(), LogError> {
+    fn warm_up(&mut self, to: &TopicPartition) -> Result<Option<Micros>, LogError> {
         let step = format!("warming up `{}`", self.id);
         let record = Outgoing {
             topic: to.topic.clone(),
@@ -967,10 +1144,12 @@ impl Transactional for KafkaTransactional {
             ..Outgoing::default()
         };
         self.producer.begin_transaction().map_err(|error| classify(&step, &error))?;
-        if let Err(error) = self.fill(&[record], None) {
-            return Err(self.give_up(error));
-        }
-        self.producer.abort_transaction(CALL_TIMEOUT).map_err(|error| classify(&step, &error))
+        let append_us = match self.fill(&[record], None) {
+            Ok(append_us) => append_us,
+            Err(error) => return Err(self.give_up(error)),
+        };
+        self.producer.abort_transaction(CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
+        Ok(append_us)
     }
 
     fn commit(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
@@ -1018,6 +1197,11 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
             | SaslAuthenticationFailed
             | UnsupportedVersion
     )
+}
+
+/// A client that reads outside any group looks for a coordinator all the same. That it may not is nothing to it.
+fn is_about_a_group(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }
 
 /// An outage that the client bridges by itself.
@@ -1068,7 +1252,8 @@ fn refusal(step: &str, error: &KafkaError) -> LogError {
 /// librdkafka's own words, without the wrapper's type names.
 fn plain(error: &KafkaError) -> String {
     match error {
-        KafkaError::ClientConfig(_, what, name, value) => format!("option `{name}` = `{value}`: {what}"),
+        // Without the value: it may be a password under a mistyped name.
+        KafkaError::ClientConfig(_, what, name, _) => format!("option `{name}`: {what}"),
         KafkaError::Transaction(error) => error.string(),
         KafkaError::ClientCreation(what) => what.clone(),
         other => match other.rdkafka_error_code() {

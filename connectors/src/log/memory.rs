@@ -8,11 +8,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use wardbell_schemas::Micros;
+
 use crate::clock::Clock;
 
+use super::inspect::{Inspect, Right, TopicFault};
 use super::{
-    Appended, Appender, GroupHandle, GroupHandleInner, Isolation, Log, LogError, Member, MemberEvent, Membership,
-    Outgoing, PartitionReader, Progress, Record, Remedy, StampedBy, TopicPartition, TopicSpec, Transactional,
+    Appended, Appender, Committed, GroupHandle, GroupHandleInner, Isolation, Log, LogError, Member, MemberEvent,
+    Membership, Outgoing, PartitionReader, Progress, Record, Remedy, StampedBy, TopicPartition, TopicSpec,
+    Transactional,
 };
 
 /// See the module. Clones are clients of the same log.
@@ -46,7 +50,7 @@ struct Topic {
 #[derive(Debug, Default)]
 struct Group {
     members: BTreeMap<u64, MemberState>,
-    committed: HashMap<TopicPartition, i64>,
+    committed: HashMap<TopicPartition, Committed>,
     /// Who has a partition in hand, from `Assigned` until `stop`.
     owners: HashMap<TopicPartition, u64>,
 }
@@ -183,7 +187,7 @@ impl State {
         }
     }
 
-    fn commit(&mut self, group: &str, member: u64, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
+    fn commit(&mut self, group: &str, member: u64, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
         let group = self.groups.entry(group.to_owned()).or_default();
         for (partition, _) in positions {
             if group.owners.get(partition) != Some(&member) {
@@ -209,25 +213,19 @@ impl State {
 
 impl Log for MemoryLog {
     fn prepare(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        let mut state = self.shared.lock();
-        for spec in topics {
-            match state.topics.get(&spec.name) {
-                None if spec.create => {
-                    let partitions = (0..spec.partitions).map(|_| Vec::new()).collect();
-                    state.topics.insert(spec.name.clone(), Topic { stamped_by: spec.stamped_by, partitions });
-                }
-                None => {
-                    let step = format!("topic `{}`", spec.name);
-                    return Err(LogError::new(Remedy::Refuse, step, "does not exist"));
-                }
-                Some(topic) if !spec.any_partitions && topic.partitions.len() as i32 != spec.partitions => {
-                    let what = format!("has {} partitions, {} are configured", topic.partitions.len(), spec.partitions);
-                    return Err(LogError::new(Remedy::Refuse, format!("topic `{}`", spec.name), what));
-                }
-                Some(_) => {}
+        {
+            let mut state = self.shared.lock();
+            for spec in topics.iter().filter(|spec| spec.create) {
+                let partitions = (0..spec.partitions).map(|_| Vec::new()).collect();
+                let made = Topic { stamped_by: spec.stamped_by, partitions };
+                state.topics.entry(spec.name.clone()).or_insert(made);
             }
         }
-        Ok(())
+        let faults: Vec<String> = self.topic_faults(topics)?.iter().map(ToString::to_string).collect();
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(LogError::new(Remedy::Refuse, "preparing topics", faults.join("\n  ")))
     }
 
     fn describe(&self, topic: &str) -> Result<(i32, StampedBy), LogError> {
@@ -244,7 +242,7 @@ impl Log for MemoryLog {
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
         let state = self.shared.lock();
         let group = state.groups.get(group);
-        Ok(partitions.iter().map(|partition| group?.committed.get(partition).copied()).collect())
+        Ok(partitions.iter().map(|partition| Some(group?.committed.get(partition)?.next_offset)).collect())
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
@@ -299,6 +297,39 @@ impl Log for MemoryLog {
     }
 }
 
+impl Inspect for MemoryLog {
+    fn topic_faults(&self, topics: &[TopicSpec]) -> Result<Vec<TopicFault>, LogError> {
+        let state = self.shared.lock();
+        let fault = |spec: &TopicSpec| match state.topics.get(&spec.name) {
+            None if spec.create => None,
+            None => Some(TopicFault::error(&spec.name, "does not exist", "make it")),
+            Some(topic) if !spec.any_partitions && topic.partitions.len() as i32 != spec.partitions => {
+                let what = format!("has {} partitions but {} are configured", topic.partitions.len(), spec.partitions);
+                Some(TopicFault::error(&spec.name, what, "correct the configuration"))
+            }
+            Some(_) => None,
+        };
+        Ok(topics.iter().filter_map(fault).collect())
+    }
+
+    fn may(&self, right: &Right) -> Result<(), LogError> {
+        match right {
+            Right::Read(place) | Right::Write(place) => {
+                self.shared.lock().partition(&place.topic, place.partition).map(|_| ())
+            }
+            Right::Append => Ok(()),
+        }
+    }
+
+    fn broker_settings(&self) -> Result<BTreeMap<String, String>, LogError> {
+        Ok(BTreeMap::new())
+    }
+}
+
+fn bare(next_offset: i64) -> Committed {
+    Committed { next_offset, metadata: String::new() }
+}
+
 struct MemoryAppender {
     shared: Arc<Shared>,
     outcomes: VecDeque<(u64, Appended)>,
@@ -328,8 +359,8 @@ struct MemoryTransactional {
 }
 
 impl Transactional for MemoryTransactional {
-    fn warm_up(&mut self, _to: &TopicPartition) -> Result<(), LogError> {
-        Ok(())
+    fn warm_up(&mut self, _to: &TopicPartition) -> Result<Option<Micros>, LogError> {
+        Ok(None)
     }
 
     fn commit(&mut self, records: &[Outgoing], progress: Option<&Progress<'_>>) -> Result<(), LogError> {
@@ -348,7 +379,7 @@ impl Transactional for MemoryTransactional {
             let GroupHandleInner::Memory { group, member } = &progress.group.0 else {
                 return Err(LogError::new(Remedy::Refuse, step(), "the group is of another log"));
             };
-            state.commit(group, *member, &[(progress.position.clone(), progress.next_offset)])?;
+            state.commit(group, *member, &[(progress.position.clone(), bare(progress.next_offset))])?;
         }
         for record in records {
             self.shared.append(&mut state, record)?;
@@ -429,13 +460,28 @@ impl Member for MemoryMember {
     }
 
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
-        let state = self.shared.lock();
-        let group = state.groups.get(&self.group);
-        Ok(partitions.iter().map(|partition| group?.committed.get(partition).copied()).collect())
+        let committed = self.committed_with_metadata(partitions)?;
+        Ok(committed.into_iter().map(|committed| Some(committed?.next_offset)).collect())
     }
 
     fn commit(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
+        let positions: Vec<_> = positions.iter().map(|(partition, next)| (partition.clone(), bare(*next))).collect();
+        self.commit_with_metadata(&positions)
+    }
+
+    fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+        let state = self.shared.lock();
+        let group = state.groups.get(&self.group);
+        Ok(partitions.iter().map(|partition| group?.committed.get(partition).cloned()).collect())
+    }
+
+    fn commit_with_metadata(&mut self, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
         self.shared.lock().commit(&self.group, self.id, positions)
+    }
+
+    fn pause(&mut self, _paused: bool) -> Result<(), LogError> {
+        // Records are fetched by `read` only.
+        Ok(())
     }
 
     fn group(&self) -> GroupHandle {

@@ -6,6 +6,7 @@
 //! Offsets follow Kafka: a record's own is `offset`, every stored or committed one is the *next* to read.
 //! All calls block for a bounded time; none may be made from an async task.
 
+pub mod inspect;
 pub mod kafka;
 pub mod memory;
 
@@ -104,6 +105,17 @@ pub struct Membership {
     pub isolation: Isolation,
     /// Keeps its partitions over a restart within the session time-out.
     pub instance: Option<String>,
+}
+
+/// Longest metadata beside a committed offset, in bytes; brokers take up to 4,096 (`offset.metadata.max.bytes`).
+pub const METADATA_MAX: usize = 4_000;
+
+/// What a group has committed of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    pub next_offset: i64,
+    /// What the group keeps beside the offset, in a form of its own.
+    pub metadata: String,
 }
 
 /// What happened to a member's assignment.
@@ -232,10 +244,11 @@ pub struct Progress<'a> {
 pub trait Transactional: Send {
     /// Makes ready for a partition by a transaction that is aborted and that no read-committed reader sees: the first
     /// transaction of a producer looks up leaders and coordinators for most of a second, which no alert should wait for.
+    /// Gives the append time of its record where the broker sets it.
     ///
     /// # Errors
     /// As [`Transactional::commit`].
-    fn warm_up(&mut self, to: &TopicPartition) -> Result<(), LogError>;
+    fn warm_up(&mut self, to: &TopicPartition) -> Result<Option<Micros>, LogError>;
 
     /// Writes records and progress so that all of it becomes visible, or nothing.
     ///
@@ -291,6 +304,25 @@ pub trait Member: Send {
     /// # Errors
     /// [`Remedy::Retry`], or [`Remedy::Fenced`] if the group has moved on.
     fn commit(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError>;
+
+    /// As [`Member::committed`], with the metadata committed beside each offset; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Member::committed`].
+    fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError>;
+
+    /// As [`Member::commit`], with metadata of at most [`METADATA_MAX`] bytes beside each offset.
+    ///
+    /// # Errors
+    /// As [`Member::commit`].
+    fn commit_with_metadata(&mut self, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError>;
+
+    /// Stops or goes on fetching records of the partitions started so far, for a member that has no room for more;
+    /// [`Member::events`] is served as before and nothing is skipped.
+    ///
+    /// # Errors
+    /// As the broker says.
+    fn pause(&mut self, paused: bool) -> Result<(), LogError>;
 
     /// What transactions need to commit this member's progress.
     fn group(&self) -> GroupHandle;

@@ -8,7 +8,7 @@ use wardbell_schemas::Micros;
 use wardbell_schemas::alert::{Alert, Kind, Priority, TransitionKind, print_time};
 use wardbell_schemas::duration;
 
-use super::{Delivering, Delivery, Sink, SinkError};
+use super::{BATCH_MAX, Delivering, Delivery, Sink, SinkError};
 use crate::clock::Clock;
 
 /// Writes lines to standard output; colors only where they can be seen.
@@ -84,5 +84,9 @@ impl Sink for Console {
         let result = result.and_then(|()| out.flush());
         let result = result.map_err(|source| SinkError::Io { step: "writing to standard output".to_owned(), source });
         Box::pin(std::future::ready(result))
+    }
+
+    fn batch_max(&self) -> usize {
+        BATCH_MAX
     }
 }

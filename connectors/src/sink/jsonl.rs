@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Delivering, Delivery, Sink, SinkError};
+use super::{BATCH_MAX, Delivering, Delivery, Sink, SinkError};
 
 /// See the module.
 #[derive(Debug)]
@@ -44,6 +44,14 @@ impl Sink for JsonLines {
         let result = result.and_then(|()| self.file.write_all(&lines)).and_then(|()| self.file.sync_data()).map_err(io);
         Box::pin(std::future::ready(result))
     }
+
+    fn batch_max(&self) -> usize {
+        BATCH_MAX
+    }
+
+    fn notifies(&self) -> bool {
+        false
+    }
 }
 
 /// The same lines on standard output, for scripts.
@@ -62,5 +70,13 @@ impl Sink for StdoutLines {
         let result = result.and_then(|()| out.flush());
         let step = "writing alerts to standard output".to_owned();
         Box::pin(std::future::ready(result.map_err(|source| SinkError::Io { step, source })))
+    }
+
+    fn batch_max(&self) -> usize {
+        BATCH_MAX
+    }
+
+    fn notifies(&self) -> bool {
+        false
     }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use wardbell_rules::{Diagnostic, Rule, Severity, SourceFile, compile_all};
 use wardbell_schemas::catalogue::Catalogue;
 
+use crate::toml_file::without_secrets;
+
 /// The ending of rule files.
 pub const RULE_ENDING: &str = "rhai";
 /// The ending of their cases.
@@ -71,10 +73,14 @@ impl Checked {
     }
 }
 
-/// Faults with the lines they point at.
+/// Faults with the lines they point at, without what may be a secret of a configuration.
 pub fn render(diagnostics: &[Diagnostic], files: &[SourceFile], color: bool) -> String {
     let text = |path: &str| files.iter().find(|file| file.path == path).map_or("", |file| file.text.as_str());
-    diagnostics.iter().map(|diagnostic| diagnostic.render(text(&diagnostic.path), color) + "\n\n").collect()
+    let shown = |diagnostic: &Diagnostic| match text(&diagnostic.path) {
+        text if diagnostic.path.ends_with(".toml") => diagnostic.render(&without_secrets(text), color),
+        text => diagnostic.render(text, color),
+    };
+    diagnostics.iter().map(|diagnostic| shown(diagnostic) + "\n\n").collect()
 }
 
 /// Checks all rule files below some paths as one set.

@@ -107,3 +107,54 @@ fn a_mistyped_configuration_names_every_key_and_the_nearest() {
         assert_ne!(output.status.code(), Some(0));
     }
 }
+
+/// A folder with a sound rule and its case, and a configuration whose broker nobody is.
+fn rules_and_configuration() -> (tempfile::TempDir, String, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rules = folder.path().join("rules");
+    std::fs::create_dir(&rules).expect("a folder");
+    std::fs::write(
+        rules.join("low.rhai"),
+        "const RULE = #{ id: \"low\", version: 1, owner: \"o\", priority: \"high\", hold: \"5s\" };\nfn raise(spo2) { spo2.last < 90.0 }\n",
+    )
+    .expect("written");
+    std::fs::write(
+        rules.join("low.test.toml"),
+        "[[case]]\nname = \"low\"\nseries.spo2 = \"86 for 10s\"\nexpect = [\"5s raised high\"]\n",
+    )
+    .expect("written");
+    let config = folder.path().join("wardbell.toml");
+    let text = format!(
+        "rules = {:?}\n[kafka]\nbootstrap_servers = \"127.0.0.1:1\"\n[source]\ntopics = [\"devices\"]\n[[sink]]\nname = \"c\"\ntype = \"stdout\"\n",
+        rules.display().to_string()
+    );
+    std::fs::write(&config, text).expect("written");
+    let (rules, config) = (rules.display().to_string(), config.display().to_string());
+    (folder, rules, config)
+}
+
+#[test]
+fn rules_with_a_fault_or_a_failed_case_are_not_published() {
+    let (_folder, rules, config) = rules_and_configuration();
+    let publish = || wardbell(&["rules", "publish", "--config", &config]);
+    let case = format!("{rules}/low.test.toml");
+    let sound = std::fs::read_to_string(&case).expect("a case");
+    std::fs::write(&case, sound.replace("5s raised", "3s raised")).expect("written");
+    let output = publish();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("low.test.toml:1: low"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("nothing is published"));
+
+    let rule = format!("{rules}/low.rhai");
+    let faulty = std::fs::read_to_string(&rule).expect("a rule").replace("spo2.last", "spo2.lst");
+    std::fs::write(&rule, faulty).expect("written");
+    let output = publish();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("R025") && text(&output.stderr).contains("low.rhai:2"), "{output:?}");
+
+    std::fs::remove_file(&rule).expect("removed");
+    std::fs::remove_file(&case).expect("removed");
+    assert_eq!(publish().status.code(), Some(2), "there is nothing to publish");
+    let output = wardbell(&["rules", "list", "--config", "/no/such/wardbell.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+}

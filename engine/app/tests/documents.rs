@@ -7,12 +7,12 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository's root")
 }
 
-fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("the folder can be read").filter_map(Result::ok) {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            documents(&path, found);
-        } else if name.ends_with(".md") {
+            files(&path, ending, found);
+        } else if name.ends_with(ending) {
             found.push(path);
         }
     }
@@ -20,9 +20,31 @@ fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    documents(&root(), &mut found);
+    files(&root(), ".md", &mut found);
     found.sort();
     found.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).expect("text"))).collect()
+}
+
+/// The text of a file, by its path below the root.
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).expect(path)
+}
+
+/// The indented blocks of a document, without their indent.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = vec![String::new()];
+    for line in text.lines() {
+        let block = blocks.last_mut().expect("never empty");
+        match line.strip_prefix("    ") {
+            Some(line) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            None if line.is_empty() => block.push('\n'),
+            None => blocks.push(String::new()),
+        }
+    }
+    blocks.iter().map(|block| block.trim().to_owned()).filter(|block| !block.is_empty()).collect()
 }
 
 #[test]
@@ -77,13 +99,71 @@ fn every_example_is_sound_and_its_cases_pass() {
 }
 
 #[test]
+fn rules_and_cases_that_a_guide_shows_are_some_that_run() {
+    let mut found = Vec::new();
+    for folder in ["examples", "rules/packs"] {
+        files(&root().join(folder), ".rhai", &mut found);
+        files(&root().join(folder), ".test.toml", &mut found);
+    }
+    let run: String = found.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    for guide in ["README.md", "rules/README.md"] {
+        let mut shown = Vec::new();
+        for block in blocks(&text_of(guide)) {
+            if block.starts_with("[[case]]") {
+                shown.extend(block.split("[[case]]").map(|case| case.trim().to_owned()));
+            } else if block.starts_with("fn ") || block.contains("const RULE") {
+                shown.push(block);
+            }
+        }
+        assert!(!shown.is_empty(), "{guide} shows no rule");
+        for piece in shown {
+            assert!(run.contains(&piece), "{guide} shows what no example and no pack has:\n{piece}");
+        }
+    }
+}
+
+#[test]
+fn the_guide_to_a_first_rule_shows_what_the_commands_print() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rules = folder.path().join("my-rules");
+    std::fs::create_dir(&rules).expect("a folder");
+    let copy_with = |from: &str, to: &str| {
+        for name in ["fever.rhai", "fever.test.toml"] {
+            let text = text_of(&format!("examples/first-rule/{name}")).replace(from, to);
+            std::fs::write(rules.join(name), text).expect("written");
+        }
+    };
+    let printed = |command: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_wardbell"))
+            .args([command, "my-rules"])
+            .env("NO_COLOR", "1")
+            .current_dir(folder.path())
+            .output()
+            .expect("the binary runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    };
+    let guide = blocks(&text_of("rules/README.md"));
+    let shown = |beginning: &str| guide.iter().find(|block| block.starts_with(beginning)).expect(beginning);
+
+    copy_with("fever", "fever");
+    let session =
+        format!("$ wardbell check my-rules\n{}\n$ wardbell test my-rules\n{}", printed("check"), printed("test"));
+    assert_eq!(session, *shown("$ wardbell check"));
+    copy_with("raise(temp_core, limit) { temp_core", "raise(temp, limit) { temp");
+    assert!(printed("check").contains(shown("error[R014]")), "{}", printed("check"));
+    copy_with("7m raised", "5m raised");
+    assert!(printed("test").contains(shown("FAILED")), "{}", printed("test"));
+}
+
+#[test]
 fn commands_that_a_document_shows_exist() {
     let help = |command: &str| {
         let output =
             Command::new(env!("CARGO_BIN_EXE_wardbell")).args([command, "--help"]).output().expect("the binary runs");
         output.status.success()
     };
-    let known = ["demo", "run", "check", "test"];
+    let known = ["demo", "run", "check", "test", "rules", "normalize", "control"];
     for (document, text) in all() {
         for line in text.lines().filter(|line| line.starts_with("wardbell ") || line.starts_with("    wardbell ")) {
             let command = line.split_whitespace().nth(1).unwrap_or_default();

@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wardbell::pipeline::{Job, JobSettings, SinkSettings, Summary, Topics, replay};
+use wardbell::sets::{ControlTopic, Document};
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{Log, Outgoing, Remedy, StampedBy, TopicSpec};
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink};
 use wardbell_core::partition::Settings;
-use wardbell_rules::{RuleSet, compile_all, packs};
+use wardbell_rules::packs;
 use wardbell_schemas::alert::{ALERT_SCHEMA, Alert, Content, TransitionKind, content_bytes};
-use wardbell_schemas::catalogue::Catalogue;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// 2026-01-01T00:00:00Z.
@@ -52,12 +52,6 @@ fn kafka(test: &str) -> Option<Arc<dyn Log>> {
     Some(Arc::new(KafkaLog::new(options).expect("the options are valid")))
 }
 
-fn rules() -> RuleSet {
-    let (rules, faults) = compile_all(&packs::adult_ward(), Catalogue::builtin());
-    assert!(faults.is_empty(), "{faults:?}");
-    RuleSet::new(rules)
-}
-
 /// Topics of one test, all fresh.
 fn topics(partitions: i32) -> Topics {
     let name = server::fresh("e2e");
@@ -67,6 +61,7 @@ fn topics(partitions: i32) -> Topics {
         canonical: format!("{name}.readings"),
         alerts: format!("{name}.alerts"),
         dead_letters: format!("{name}.dead-letters"),
+        control: format!("{name}.control"),
         partitions,
         retention: Duration::from_secs(86_400),
         create: true,
@@ -113,8 +108,8 @@ impl Sink for Collect {
 
 fn sink(name: &str, failures: u32) -> (SinkSettings, Arc<Mutex<Vec<Alert>>>) {
     let alerts = Arc::new(Mutex::new(Vec::new()));
-    let sink = Box::new(Collect { alerts: alerts.clone(), failures });
-    (SinkSettings { name: name.to_owned(), identity: Identity::Full, sink }, alerts)
+    let lane: Box<dyn Sink> = Box::new(Collect { alerts: alerts.clone(), failures });
+    (SinkSettings { name: name.to_owned(), identity: Identity::Full, lanes: vec![lane] }, alerts)
 }
 
 fn start(log: &Arc<dyn Log>, topics: &Topics, record_clock: bool, sinks: Vec<SinkSettings>) -> Job {
@@ -123,10 +118,14 @@ fn start(log: &Arc<dyn Log>, topics: &Topics, record_clock: bool, sinks: Vec<Sin
         instance: None,
         topics: topics.clone(),
         decision: decision(record_clock),
-        rules: rules(),
+        configured: Some(Document::new(&packs::adult_ward(), &decision(record_clock))),
+        folder: None,
         commit_every: Duration::from_millis(500),
         tick_every: Duration::from_millis(200),
+        canary_every: None,
+        connectors: Vec::new(),
         sinks,
+        record_only: false,
     };
     Job::start(settings, log.clone(), Arc::new(SystemClock)).expect("the job starts")
 }
@@ -144,6 +143,12 @@ fn finish(job: Job) -> Summary {
 fn contents(log: &dyn Log, topics: &Topics) -> Vec<Vec<Content>> {
     let alerts = replay::alerts(log, &topics.alerts).expect("the alerts can be read");
     alerts.into_iter().map(|partition| partition.into_iter().map(|alert| alert.data.content).collect()).collect()
+}
+
+/// What the canonical log and the published sets say without the live run.
+fn offline(log: &Arc<dyn Log>, topics: &Topics) -> Vec<Vec<Content>> {
+    let sets = ControlTopic::new(log.clone(), &topics.control);
+    replay::canonical_log(&**log, &topics.canonical, &sets).expect("replays").partitions
 }
 
 fn bytes(contents: &[Vec<Content>]) -> Vec<Vec<Vec<u8>>> {
@@ -240,8 +245,7 @@ fn a_recording_with_record_time_gives_the_same_bytes_twice_and_offline(log: Arc<
         let summary = finish(start(&log, &topics, true, vec![collect]));
         assert_eq!(summary.records, records.len() as u64);
         let found = contents(&*log, &topics);
-        let offline = replay::canonical_log(&*log, &topics.canonical, &decision(true), &rules()).expect("replays");
-        assert_eq!(bytes(&offline.partitions), bytes(&found), "the offline run says the same");
+        assert_eq!(bytes(&offline(&log, &topics)), bytes(&found), "the offline run says the same");
         let n_seen = seen.lock().expect("not poisoned").len();
         assert_eq!(n_seen, found.iter().map(Vec::len).sum::<usize>(), "the sink has seen everything");
         found
@@ -291,8 +295,7 @@ fn a_live_run_over_several_partitions_is_given_again_by_its_canonical_log(log: A
     let raised =
         found.iter().flatten().filter(|c| c.rule.id == "spo2-very-low" && c.transition == TransitionKind::Raised);
     assert_eq!(raised.count(), 4);
-    let offline = replay::canonical_log(&*log, &topics.canonical, &decision(false), &rules()).expect("replays");
-    assert_eq!(bytes(&offline.partitions), bytes(&found));
+    assert_eq!(bytes(&offline(&log, &topics)), bytes(&found));
     let required: Vec<&str> = schema["properties"]["data"]["required"]
         .as_array()
         .expect("a list")

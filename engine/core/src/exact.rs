@@ -8,14 +8,24 @@
 const EXACT_IN_DOUBLE: u128 = 1 << 53;
 
 /// `num / den`, correctly rounded; `None` if `den` is zero.
+#[inline]
 pub fn ratio_to_f64(num: i128, den: i128) -> Option<f64> {
+    // Through 64 bits: the conversion from 128 is a call, and this is on the path of every reading.
+    const EXACT: i128 = EXACT_IN_DOUBLE as i128;
+    if (-EXACT..=EXACT).contains(&num) && (1..=EXACT).contains(&den) {
+        return Some(num as i64 as f64 / den as i64 as f64);
+    }
+    any_ratio_to_f64(num, den)
+}
+
+fn any_ratio_to_f64(num: i128, den: i128) -> Option<f64> {
     if den == 0 {
         return None;
     }
     let negative = (num < 0) != (den < 0) && num != 0;
     let (num, den) = (num.unsigned_abs(), den.unsigned_abs());
     let magnitude = if num <= EXACT_IN_DOUBLE && den <= EXACT_IN_DOUBLE {
-        num as f64 / den as f64
+        num as u64 as f64 / den as u64 as f64
     } else {
         divide_rounded(num, den)
     };

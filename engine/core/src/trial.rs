@@ -7,7 +7,7 @@ use wardbell_schemas::alert::{Content, Kind};
 use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::control::{Control, ControlRecord};
 use wardbell_schemas::duration;
-use wardbell_schemas::reading::{Quality, ReadingBatchBuilder, ReadingRow, Reason};
+use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
 use crate::partition::{Evaluated, Partition, Settings};
 
@@ -91,6 +91,9 @@ fn transitions(case: &Case, set: &RuleSet, catalogue: &'static Catalogue) -> (Ve
                 source_partition: 0,
                 source_offset: offset as i64,
                 source_index: index as u32,
+                comparator: Comparator::None,
+                change: Change::None,
+                policies: Policies::NONE,
             });
         }
         if partition.apply(&builder.finish(), record.broker_us).is_err() {

@@ -2,14 +2,20 @@
 //! to work on.
 
 mod check;
+mod control;
 mod demo;
+mod normalize;
+mod rules;
 mod run;
 mod test;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use crate::pipeline::SinkSettings;
 
 /// All well.
 const OK: u8 = 0;
@@ -34,6 +40,9 @@ enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
     Test(test::Arguments),
+    Rules(rules::Arguments),
+    Normalize(normalize::Arguments),
+    Control(control::Arguments),
 }
 
 /// Runs the command that was typed.
@@ -51,8 +60,18 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Rules(arguments) => rules::run(&arguments),
+        Command::Normalize(arguments) => normalize::run(&arguments),
+        Command::Control(arguments) => control::run(&arguments),
     };
     ExitCode::from(code)
+}
+
+/// `wardbell run --config FILE` with further sinks besides the configured ones: the body of a binary that brings a sink of
+/// its own (`examples/custom-sink`). `sinks` makes them, again for each attempt to start; their names differ from those of
+/// the configuration.
+pub fn run_with_sinks(config: &Path, sinks: &dyn Fn() -> Vec<SinkSettings>) -> ExitCode {
+    ExitCode::from(run::run_with(&run::Arguments::of(config), sinks))
 }
 
 /// Logs to standard error; `WARDBELL_LOG` takes a filter such as `debug` or `wardbell=debug`.

@@ -17,11 +17,11 @@ use wardbell_connectors::sink::console::Console;
 use wardbell_connectors::sink::jsonl::StdoutLines;
 use wardbell_connectors::sink::{Identity, Sink};
 use wardbell_core::partition::Settings;
-use wardbell_rules::{RuleSet, compile_all, packs};
+use wardbell_rules::packs;
 use wardbell_schemas::Micros;
-use wardbell_schemas::catalogue::Catalogue;
 
 use crate::pipeline::{Job, JobSettings, SinkSettings, Topics};
+use crate::sets::Document;
 use ward::Ward;
 
 /// Ward time begins on 2026-03-01 at 08:00 UTC.
@@ -58,16 +58,13 @@ pub fn run(demo: &Demo) -> anyhow::Result<bool> {
         any_partitions: true,
     };
     log.prepare(&[source])?;
-    let (rules, faults) = compile_all(&packs::adult_ward(), Catalogue::builtin());
-    if let Some(fault) = faults.first() {
-        return Err(anyhow!("the shipped rules do not compile: {} {}", fault.path, fault.message));
-    }
-    let rules = RuleSet::new(rules);
+    let decision = Settings { record_clock: true, ..Settings::new("demo-ward") };
+    let rules = Document::new(&packs::adult_ward(), &decision);
     let mut ward = Ward::new(demo.seed, WARD_START);
     if !demo.json {
-        introduce(demo, &ward, &rules);
+        introduce(demo, &ward, rules.rules().len());
     }
-    let sink: Box<dyn Sink> =
+    let lane: Box<dyn Sink> =
         if demo.json { Box::new(StdoutLines) } else { Box::new(Console::new(clock.clone(), Some(WARD_START))) };
     let settings = JobSettings {
         group: "demo".to_owned(),
@@ -78,15 +75,20 @@ pub fn run(demo: &Demo) -> anyhow::Result<bool> {
             canonical: "demo.readings".to_owned(),
             alerts: "demo.alerts".to_owned(),
             dead_letters: "demo.dead-letters".to_owned(),
+            control: "demo.control".to_owned(),
             partitions: PARTITIONS,
             retention: Duration::from_secs(86_400),
             create: true,
         },
-        decision: Settings { record_clock: true, ..Settings::new("demo-ward") },
-        rules,
+        decision,
+        configured: Some(rules),
+        folder: None,
         commit_every: Duration::from_secs(1),
         tick_every: Duration::from_secs(1),
-        sinks: vec![SinkSettings { name: "demo".to_owned(), identity: Identity::Full, sink }],
+        canary_every: None,
+        connectors: Vec::new(),
+        sinks: vec![SinkSettings { name: "demo".to_owned(), identity: Identity::Full, lanes: vec![lane] }],
+        record_only: false,
     };
     let job = Job::start(settings, log.clone(), clock)?;
     let mut appender = log.appender()?;
@@ -111,12 +113,11 @@ pub fn run(demo: &Demo) -> anyhow::Result<bool> {
     Ok(summary.budget_ok && summary.adds_up())
 }
 
-fn introduce(demo: &Demo, ward: &Ward, rules: &RuleSet) {
+fn introduce(demo: &Demo, ward: &Ward, rules: usize) {
     let shown = wardbell_schemas::duration::print((demo.length.as_secs_f64() * demo.speed) as Micros * 1_000_000);
     println!(
-        "A simulated ward: {} patients, {} rules, {shown} of ward time at {}x (latencies are real time).\n",
+        "A simulated ward: {} patients, {rules} rules, {shown} of ward time at {}x (latencies are real time).\n",
         ward.patients(),
-        rules.rules.len(),
         demo.speed
     );
     for (who, what) in ward.story() {

@@ -20,11 +20,15 @@ use wardbell_connectors::log::{
 use wardbell_core::partition::{Partition, Settings};
 use wardbell_rules::RuleSet;
 use wardbell_schemas::Micros;
-use wardbell_schemas::alert::{Alert, Measured};
+use wardbell_schemas::alert::{Alert, CANARY_RULE, Measured};
 use wardbell_schemas::catalogue::Catalogue;
+use wardbell_schemas::control::Control;
 
+use super::control::{Numbered, Ownership};
 use super::{BACKOFF_MAX, BACKOFF_MIN, Shared};
+use crate::health::LoopHandle;
 use crate::latency::{BUDGET, Stage};
+use crate::sets::{Change, short};
 
 /// Canonical records applied before transitions are committed; bounds the size of a transaction.
 const RECORDS_MAX: usize = 500;
@@ -34,8 +38,6 @@ const WAIT: Duration = Duration::from_millis(50);
 const FAILURES_REPORTED: u32 = 3;
 
 pub(super) struct DecideSettings {
-    pub decision: Settings,
-    pub rules: RuleSet,
     pub commit_every: Duration,
 }
 
@@ -49,6 +51,11 @@ pub fn transactional_id(prefix: &str, canonical: &str, partition: i32) -> String
     format!("{prefix}-{canonical}-{partition}")
 }
 
+/// The loop of a partition's thread, as health names it.
+fn loop_name(partition: i32) -> String {
+    format!("partition {partition}")
+}
+
 /// Runs until the job stops.
 pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
     shared.supervise("decide", || {
@@ -58,9 +65,12 @@ pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
             isolation: Isolation::ReadCommitted,
             instance: shared.instance.clone(),
         };
+        let turning = shared.health.enter("decide");
+        let waiting = turning.waiting("the broker, joining the group");
         let member = shared.log.join(&membership)?;
+        drop(waiting);
         let (ended_tx, ended) = sync_channel(1_024);
-        let mut owners = Owners { shared, settings, member, running: HashMap::new(), ended_tx, ended };
+        let mut owners = Owners { shared, settings, turning, member, running: HashMap::new(), ended_tx, ended };
         let result = owners.work();
         owners.end_all();
         result
@@ -79,6 +89,7 @@ type Ended = (TopicPartition, LogError);
 struct Owners<'a> {
     shared: &'a Shared,
     settings: &'a DecideSettings,
+    turning: LoopHandle,
     member: Box<dyn Member>,
     running: HashMap<TopicPartition, Owner>,
     ended_tx: SyncSender<Ended>,
@@ -89,6 +100,7 @@ impl Owners<'_> {
     fn work(&mut self) -> Result<(), LogError> {
         let mut failures: HashMap<TopicPartition, u32> = HashMap::new();
         while !self.shared.stopping() {
+            self.turning.beat();
             for event in self.member.events(Duration::from_millis(50))? {
                 match event {
                     MemberEvent::Assigned(partitions) => self.take_over(&partitions)?,
@@ -106,6 +118,10 @@ impl Owners<'_> {
             let dead = |(_, owner): &(&TopicPartition, &Owner)| owner.thread.is_finished();
             let silent: Vec<TopicPartition> =
                 self.running.iter().filter(dead).map(|(partition, _)| partition.clone()).collect();
+            // At a stop they end because of it.
+            if self.shared.stopping() {
+                break;
+            }
             for partition in silent {
                 let step = format!("working on {}/{}", partition.topic, partition.partition);
                 let error = LogError::new(Remedy::Restart, step, "its thread ended unexpectedly");
@@ -127,6 +143,7 @@ impl Owners<'_> {
         };
         let _ = owner.thread.join();
         self.shared.statistics.partition_ended(partition.partition);
+        self.shared.statistics.partition_failed(partition.partition);
         *failures += 1;
         self.shared.statistics.restarted("decide");
         tracing::warn!(partition = partition.partition, failures = *failures, error = %error, "partition starts again from what is committed");
@@ -143,6 +160,7 @@ impl Owners<'_> {
 
     /// Fence first, all partitions at once; then read the committed offsets; then begin.
     fn take_over(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
+        let _waiting = self.turning.waiting("the broker, taking partitions over");
         let (log, group_name, alerts) = (&self.shared.log, &self.shared.group, &self.shared.topics.alerts);
         let producers: Vec<Result<Box<dyn Transactional>, LogError>> = std::thread::scope(|scope| {
             let fence = |partition: &TopicPartition| {
@@ -184,7 +202,7 @@ impl Owners<'_> {
         let finish = Arc::new(AtomicBool::new(false));
         let (flag, ended, own) = (finish.clone(), self.ended_tx.clone(), partition.clone());
         let thread = std::thread::Builder::new()
-            .name(format!("partition {}", partition.partition))
+            .name(loop_name(partition.partition))
             .spawn(move || {
                 let mut stand = stand;
                 if let Err(error) = stand.work(&flag) {
@@ -199,6 +217,7 @@ impl Owners<'_> {
 
     /// Lets partitions finish what they have in hand.
     fn end(&mut self, partitions: &[TopicPartition]) {
+        let _waiting = self.turning.waiting("partitions that finish what they have in hand");
         for partition in partitions {
             if let Some(owner) = self.running.get(partition) {
                 owner.finish.store(true, Ordering::SeqCst);
@@ -209,6 +228,10 @@ impl Owners<'_> {
                 let _ = owner.thread.join();
                 self.shared.statistics.partition_ended(partition.partition);
             }
+            // From here on it is another owner's, also if our thread panicked.
+            self.shared.health.forget(&loop_name(partition.partition));
+            let group = group(&self.shared.group);
+            self.shared.statistics.released(&group, &partition.topic, partition.partition);
         }
     }
 
@@ -221,14 +244,22 @@ impl Owners<'_> {
 /// What one partition works with.
 struct Stand {
     shared: Shared,
+    turning: LoopHandle,
     commit_every: Duration,
     catalogue: &'static Catalogue,
     producer: Box<dyn Transactional>,
     reader: Box<dyn PartitionReader>,
     group: GroupHandle,
     partition: Partition,
+    /// The set in force; none before the first activation of the log.
+    set: Option<Numbered>,
+    ownership: Ownership,
+    /// The partition begins somewhere inside its log.
+    resumed: bool,
     /// Next canonical offset to apply.
     next_offset: i64,
+    /// Append time of the newest record applied.
+    newest_us: Option<Micros>,
     committed: i64,
     committed_at: Instant,
     /// Transitions decided and not committed.
@@ -261,20 +292,32 @@ impl Stand {
                 "windows start empty: no checkpoint is read in this version, windows reaching back before this offset are unknown"
             );
         }
-        let decision = Settings { resumed, ..settings.decision.clone() };
-        Self {
+        let number = reader.position().partition;
+        // Site and clock are those of every published set; everything else comes into force with one.
+        let decision = Settings { resumed, ..shared.sets.newest().set.settings.clone() };
+        let mut stand = Self {
             shared: shared.clone(),
+            turning: shared.health.enter(loop_name(number)),
             commit_every: settings.commit_every,
             catalogue,
             producer,
             reader,
             group,
-            partition: Partition::new(decision, &settings.rules, catalogue),
+            partition: Partition::new(decision, &RuleSet::new(Vec::new()), catalogue),
+            set: None,
+            ownership: shared.sets.own(number),
+            resumed,
             next_offset: start,
+            newest_us: None,
             committed: start,
             committed_at: Instant::now(),
             outbox: Outbox::default(),
+        };
+        if resumed {
+            // Which activation came before is not known without a checkpoint.
+            stand.put_in_force(shared.sets.newest(), false);
         }
+        stand
     }
 
     fn work(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
@@ -284,19 +327,40 @@ impl Stand {
         // The group's coordinator is looked up here, for the offset alone, and not for the first alert.
         self.commit(finish)?;
         while !stopping(&self.shared) {
+            self.turning.beat();
             records.clear();
             match self.reader.read(RECORDS_MAX, WAIT, &mut records) {
                 Ok(()) => {}
                 // The client reconnects by itself; what was read so far is applied.
                 Err(error) if error.remedy == Remedy::Retry => {
+                    self.shared.broker_away(&error);
                     tracing::warn!(partition = self.number(), error = %error, "reading the canonical log");
                     std::thread::sleep(WAIT);
                 }
                 Err(error) => return Err(error),
             }
+            let mut latencies_us = Vec::new();
+            let mut refused = None;
             for record in &records {
-                self.apply(record);
+                self.turning.beat();
+                match self.apply(record, finish) {
+                    Ok(latency_us) => latencies_us.extend(latency_us),
+                    Err(error) => {
+                        refused = Some(error);
+                        break;
+                    }
+                }
             }
+            self.shared.statistics.latency.record_all(Stage::Decide, latencies_us);
+            if let Some(error) = refused {
+                // What was decided before that record is not lost with it.
+                if self.next_offset > self.committed {
+                    self.commit(finish)?;
+                }
+                self.tell();
+                return Err(error);
+            }
+            self.ownership.settle();
             let due = self.next_offset > self.committed && self.committed_at.elapsed() >= self.commit_every;
             if !self.outbox.records.is_empty() || due {
                 self.commit(finish)?;
@@ -320,27 +384,45 @@ impl Stand {
         let statistics = &self.shared.statistics;
         let position = self.reader.position();
         statistics.decided(position.partition, self.partition.outcomes());
-        statistics.set_position(&group(&self.shared.group), &position.topic, position.partition, self.next_offset);
+        let group = group(&self.shared.group);
+        statistics.finished(&group, &position.topic, position.partition, self.next_offset, self.newest_us);
     }
 
-    /// Applies one canonical record; what it decides goes into the outbox.
-    fn apply(&mut self, record: &Record) {
+    /// Applies one canonical record; what it decides goes into the outbox. Gives how long readings took until here.
+    ///
+    /// # Errors
+    /// An activation that cannot be followed here; nothing of the record was applied.
+    fn apply(&mut self, record: &Record, finish: &AtomicBool) -> Result<Option<Micros>, LogError> {
         let canonical_us = record.append_us.unwrap_or(record.time_us);
+        let mut latency_us = None;
         match canonical::read(record, &self.catalogue.hash) {
             Ok(Canonical::Readings(batch)) => {
+                if self.set.is_none() {
+                    tracing::warn!(
+                        partition = self.number(),
+                        offset = record.offset,
+                        "readings stand before the first activation of the log; they are decided with the newest set"
+                    );
+                    self.put_in_force(self.shared.sets.newest(), false);
+                }
                 if let Err(error) = self.partition.apply(&batch, canonical_us) {
                     self.unreadable(record, &error);
                 }
-                let now = self.shared.clock.now_us();
-                self.shared.statistics.latency.record(Stage::Decide, None, now - canonical_us);
+                latency_us = Some(self.shared.clock.now_us() - canonical_us);
             }
-            Ok(Canonical::Control(control)) => self.partition.apply_control(&control),
+            Ok(Canonical::Control(control)) => {
+                if let Control::Activate { number, hash } = &control.control {
+                    self.activate(*number, hash, finish)?;
+                }
+                self.partition.apply_control(&control);
+            }
             Err(error) => self.unreadable(record, &error),
         }
         self.next_offset = record.offset + 1;
+        self.newest_us = record.append_us;
         let decided = self.partition.take_decided();
         if decided.is_empty() {
-            return;
+            return Ok(latency_us);
         }
         let now = self.shared.clock.now_us();
         for decided in decided {
@@ -348,7 +430,10 @@ impl Stand {
             let delayed = now - basis_us > BUDGET;
             let content = decided.content;
             let statistics = &self.shared.statistics;
-            statistics.transition(&content.rule.id, content.transition, content.kind, content.priority, delayed);
+            let is_canary = content.rule.id == CANARY_RULE;
+            if !is_canary {
+                statistics.transition(&content.rule.id, content.transition, content.kind, content.priority, delayed);
+            }
             let measured = Measured {
                 basis_us,
                 canonical_us,
@@ -370,6 +455,37 @@ impl Stand {
             });
             self.outbox.decided_us.push(now);
         }
+        Ok(latency_us)
+    }
+
+    /// Follows an activation that stands in the log; an older or equal number changes nothing.
+    fn activate(&mut self, number: u64, hash: &str, finish: &AtomicBool) -> Result<(), LogError> {
+        if self.partition.in_force().is_some_and(|(newest, _)| newest >= number) {
+            self.ownership.is_in_force(number, true);
+            return Ok(());
+        }
+        let waiting = self.turning.waiting("an activated rule set, from the control topic");
+        let give_up = || finish.load(Ordering::SeqCst) || self.shared.stopping();
+        let set = self.shared.sets.get(number, hash, &give_up)?;
+        drop(waiting);
+        self.put_in_force(Numbered { number, set }, true);
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, next: Numbered, from_log: bool) {
+        let Numbered { number, set } = &next;
+        let settings = Settings { resumed: self.resumed, ..set.settings.clone() };
+        self.partition.activate(*number, &set.hash, &set.rules, settings);
+        self.shared.statistics.active_set(self.number(), *number, &set.hash);
+        self.ownership.is_in_force(*number, from_log);
+        if self.shared.sets.is_first_to_tell(*number) {
+            let change = match &self.set {
+                Some(before) => Change::between(&before.set, set).in_one_line(),
+                None => format!("{} rules", set.rules.rules.len()),
+            };
+            tracing::info!(number, set = short(&set.hash), change, "a rule set is in force");
+        }
+        self.set = Some(next);
     }
 
     fn unreadable(&self, record: &Record, error: &dyn std::error::Error) {
@@ -389,7 +505,9 @@ impl Stand {
         let mut backoff = BACKOFF_MIN;
         let mut unknown = false;
         loop {
+            let waiting = self.turning.waiting("the broker, committing a transaction");
             let attempt = if unknown { self.was_committed() } else { self.try_commit() };
+            drop(waiting);
             let error = match attempt {
                 Ok(true) => break,
                 // It is known now that nothing of it is visible: the same content is sent again.
@@ -400,7 +518,7 @@ impl Stand {
                 Err(error) => error,
             };
             match error.remedy {
-                Remedy::Retry => {}
+                Remedy::Retry => self.shared.broker_away(&error),
                 Remedy::Restart => unknown = true,
                 Remedy::Fenced | Remedy::Refuse => return Err(error),
             }
@@ -409,9 +527,11 @@ impl Stand {
             if finish.load(Ordering::SeqCst) {
                 return Err(error);
             }
+            let _waiting = self.turning.waiting("a pause before the next attempt to commit");
             std::thread::sleep(backoff);
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+        self.shared.broker_answers();
         let now = self.shared.clock.now_us();
         for decided_us in self.outbox.decided_us.drain(..) {
             self.shared.statistics.latency.record(Stage::Commit, None, now - decided_us);

@@ -1,21 +1,35 @@
 //! The deliver stage: each sink is its own consumer group on the alerts topic.
 //!
-//! Progress is committed after the sink has acknowledged. A failing sink is tried again with back-off and reported; it
-//! delays only itself.
+//! One thread ([`stand`]) reads alerts into a bounded backlog, serves the membership and commits what was acknowledged.
+//! Lanes, tasks on a runtime of the sink's own, hand alerts over and know nothing of the log. What both share is the desk.
+//! Whose turn it is says [`backlog`], how far the sink has come says [`progress`]. A failing sink is tried again with
+//! back-off and reported; it delays only itself, and what there is no room for stays in the log.
+
+mod stand;
+
+mod backlog;
+mod progress;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use wardbell_connectors::log::{Isolation, LogError, Member, MemberEvent, Membership, Record, TopicPartition};
-use wardbell_connectors::sink::Delivery;
-use wardbell_schemas::alert::{Alert, TransitionKind};
+use tokio::sync::Notify;
+use wardbell_connectors::log::{LogError, Remedy};
+use wardbell_connectors::sink::{Delivery, Identity, Sink, SinkError};
+use wardbell_schemas::alert::{Alert, Priority, TransitionKind};
 
-use super::{BACKOFF_MAX, BACKOFF_MIN, Shared, SinkSettings};
+use super::{Shared, SinkSettings};
+use crate::health::{Finding, Severity};
 use crate::latency::Stage;
+use backlog::{Backlog, Entry, Failure, Turn, Work};
+use progress::Progress;
+use stand::Stand;
 
-/// Alerts handed to a sink at once.
-const ALERTS_MAX: usize = 200;
-const WAIT: Duration = Duration::from_millis(50);
+/// An attempt that takes longer has failed, whatever the sink thinks of it.
+const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 
 /// The consumer group of a sink.
 pub fn group(prefix: &str, sink: &str) -> String {
@@ -23,152 +37,270 @@ pub fn group(prefix: &str, sink: &str) -> String {
 }
 
 /// Runs until the job stops.
-pub(super) fn run(shared: &Shared, mut sink: SinkSettings) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let step = format!("starting sink `{}`", sink.name);
-            shared.fail("deliver", &LogError::new(wardbell_connectors::log::Remedy::Refuse, step, error.to_string()));
+pub(super) fn run(shared: &Shared, settings: SinkSettings) {
+    let stage = format!("deliver {}", settings.name);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let (runtime, first) = match (runtime, settings.lanes.first()) {
+        (Ok(runtime), Some(first)) => (runtime, first),
+        (Err(error), _) => return shared.fail(&stage, &LogError::new(Remedy::Refuse, "starting", error.to_string())),
+        (_, None) => return shared.fail(&stage, &LogError::new(Remedy::Refuse, "starting", "the sink has no lane")),
+    };
+    let desk = Arc::new(Desk {
+        shared: shared.clone(),
+        name: settings.name,
+        identity: settings.identity,
+        is_muted: shared.record_only && first.notifies(),
+        changed: Notify::new(),
+        state: Mutex::new(State {
+            backlog: Backlog::new(first.batch_max(), first.notifies()),
+            progress: BTreeMap::new(),
+            rejected: Vec::new(),
+            is_closed: false,
+            is_reported: false,
+        }),
+    });
+    for sink in settings.lanes {
+        runtime.spawn(lane(desk.clone(), sink));
+    }
+    shared.supervise(&stage, || {
+        let ended = Stand::join(&desk, &stage).and_then(Stand::work);
+        desk.clear();
+        ended
+    });
+    desk.close();
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Hands alerts to one sink object, one call after the other.
+async fn lane(desk: Arc<Desk>, mut sink: Box<dyn Sink>) {
+    while let Some(work) = desk.next().await {
+        let outcome = tokio::select! {
+            outcome = attempt(&mut *sink, &work.deliveries) => Some(outcome),
+            () = work.given_up.notified() => None,
+        };
+        desk.finish(&work, outcome);
+    }
+}
+
+/// One call of a sink. Whatever it does is an outcome: a sink that panics or hangs fails, and nobody else with it.
+async fn attempt(sink: &mut dyn Sink, deliveries: &[Delivery]) -> Result<(), SinkError> {
+    let failed = |what: &str| {
+        let step = "handing alerts to the sink".to_owned();
+        Err(SinkError::Unavailable { step, what: what.to_owned(), retry_after: None })
+    };
+    let begin = move || {
+        let sink = sink;
+        sink.deliver(deliveries)
+    };
+    let Ok(mut delivering) = catch_unwind(AssertUnwindSafe(begin)) else {
+        return failed("it panicked");
+    };
+    let caught = std::future::poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| delivering.as_mut().poll(context)));
+        polled.unwrap_or_else(|_| Poll::Ready(failed("it panicked")))
+    });
+    match tokio::time::timeout(ATTEMPT_MAX, caught).await {
+        Ok(outcome) => outcome,
+        Err(_) => failed("it gave no answer within 30 s"),
+    }
+}
+
+/// What the stage's thread and its lanes share.
+struct Desk {
+    shared: Shared,
+    name: String,
+    identity: Identity,
+    /// Nobody is notified: alerts are taken as delivered without being handed over.
+    is_muted: bool,
+    /// Lanes look again whether there is work.
+    changed: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    backlog: Backlog,
+    /// By assigned partition of the alerts topic.
+    progress: BTreeMap<i32, Progress>,
+    /// To be written to the dead-letter topic, with the last error.
+    rejected: Vec<(Entry, String)>,
+    is_closed: bool,
+    /// Health was told that the sink fails.
+    is_reported: bool,
+}
+
+impl State {
+    fn acknowledge(&mut self, (partition, offset): (i32, i64)) {
+        if let Some(progress) = self.progress.get_mut(&partition) {
+            progress.acknowledge(offset);
+        }
+    }
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock; sinks are called without it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Work for a lane, when there is some; `None` once there will be no more.
+    async fn next(&self) -> Option<Work> {
+        loop {
+            let changed = self.changed.notified();
+            let turn = {
+                let mut state = self.lock();
+                if state.is_closed {
+                    return None;
+                }
+                let turn = state.backlog.next(Instant::now(), self.shared.clock.now_us());
+                self.pass_withheld(&mut state);
+                turn
+            };
+            match turn {
+                Turn::Work(work) => return Some(work),
+                Turn::Wait(None) => changed.await,
+                Turn::Wait(Some(until)) => {
+                    let _ = tokio::time::timeout_at(until.into(), changed).await;
+                }
+            }
+        }
+    }
+
+    /// Takes down what became of an attempt; `None`: nobody waits for it any more.
+    fn finish(&self, work: &Work, outcome: Option<Result<(), SinkError>>) {
+        match outcome {
+            Some(Ok(())) => self.acknowledged(work),
+            Some(Err(error)) => self.failed(work, &error),
+            None => self.lock().backlog.given_back(work),
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn acknowledged(&self, work: &Work) {
+        let mut state = self.lock();
+        let mut entries = state.backlog.acknowledged(work);
+        for entry in &entries {
+            state.acknowledge(entry.place());
+        }
+        self.pass_canaries(&mut state);
+        let recovered = state.is_reported && !state.backlog.is_failing();
+        if recovered {
+            state.is_reported = false;
+        }
+        drop(state);
+        if recovered {
+            tracing::info!(sink = self.name, "the sink takes alerts again");
+            self.shared.health.clear(&self.key());
+        }
+        self.measure(&mut entries);
+    }
+
+    fn failed(&self, work: &Work, error: &SinkError) {
+        self.shared.statistics.sink_failed(&self.name);
+        let mut state = self.lock();
+        let Failure { pause, set_aside } = state.backlog.failed(work, error, Instant::now());
+        let is_overdue = state.backlog.is_overdue();
+        state.is_reported = state.backlog.is_failing();
+        let is_reported = state.is_reported;
+        if let Some(entry) = set_aside {
+            state.rejected.push((entry, error.to_string()));
+        }
+        drop(state);
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        tracing::error!(
+            sink = self.name,
+            error = %error,
+            cause,
+            pause_ms = pause.as_millis() as u64,
+            "the sink does not take alerts; trying again"
+        );
+        if !is_reported {
+            // The last that failed was set aside.
+            return self.shared.health.clear(&self.key());
+        }
+        let (severity, remedy) = match error {
+            SinkError::Refused { remedy, .. } => (Severity::Failing, remedy.as_str()),
+            SinkError::Rejected { .. } => (Severity::Degraded, "see why the other side rejects this alert"),
+            _ if is_overdue => {
+                (Severity::Failing, "bring the other side of the sink back; alerts then go on by themselves")
+            }
+            _ => (Severity::Degraded, "see that the other side of the sink runs and can be reached"),
+        };
+        let finding = Finding::new(
+            severity,
+            if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") },
+            format!(
+                "alerts of sink `{}` wait and are tried again; none is dropped, other sinks are not concerned",
+                self.name
+            ),
+            remedy,
+        );
+        self.shared.health.report(self.key(), finding);
+    }
+
+    /// Under this key stands that the sink fails.
+    fn key(&self) -> String {
+        format!("sink/{}", self.name)
+    }
+
+    /// An alert waits for longer than the budget of 30 s to be taken.
+    fn breached(&self, priority: Priority) {
+        self.shared.statistics.breach(&self.name, priority);
+    }
+
+    fn pass_canaries(&self, state: &mut State) {
+        let now_us = self.shared.clock.now_us();
+        for (partition, progress) in &mut state.progress {
+            for basis_us in progress.pass_canaries() {
+                self.shared.statistics.canary_acknowledged(&self.name, *partition, basis_us, now_us);
+            }
+        }
+    }
+
+    fn pass_withheld(&self, state: &mut State) {
+        let withheld = state.backlog.take_withheld();
+        if withheld.is_empty() {
             return;
         }
-    };
-    let stage = format!("deliver {}", sink.name);
-    shared.supervise(&stage, || {
-        let membership = Membership {
-            group: group(&shared.group, &sink.name),
-            topics: vec![shared.topics.alerts.clone()],
-            isolation: Isolation::ReadCommitted,
-            instance: shared.instance.clone(),
-        };
-        let member = shared.log.join(&membership)?;
-        Stand { shared, sink: &mut sink, runtime: &runtime, member, next_offsets: BTreeMap::new() }.work()
-    });
-}
-
-struct Stand<'a> {
-    shared: &'a Shared,
-    sink: &'a mut SinkSettings,
-    runtime: &'a tokio::runtime::Runtime,
-    member: Box<dyn Member>,
-    next_offsets: BTreeMap<TopicPartition, i64>,
-}
-
-impl Stand<'_> {
-    fn work(&mut self) -> Result<(), LogError> {
-        let mut records = Vec::new();
-        while !self.shared.stopping() {
-            for event in self.member.events(Duration::ZERO)? {
-                self.follow(event)?;
-            }
-            self.member.read(ALERTS_MAX, WAIT, &mut records)?;
-            records.retain(|(partition, _)| self.next_offsets.contains_key(partition));
-            if records.is_empty() {
-                continue;
-            }
-            self.deliver(&records)?;
-            records.clear();
+        for place in &withheld {
+            state.acknowledge(*place);
         }
-        Ok(())
+        self.pass_canaries(state);
+        self.shared.statistics.withheld(&self.name, withheld.len() as u64);
+        tracing::info!(
+            sink = self.name,
+            alerts = withheld.len(),
+            "withheld: decided late, and over before anybody could be told"
+        );
     }
 
-    fn follow(&mut self, event: MemberEvent) -> Result<(), LogError> {
-        match event {
-            MemberEvent::Assigned(partitions) => {
-                let committed = self.member.committed(&partitions)?;
-                let mut starts = Vec::new();
-                for (partition, committed) in partitions.into_iter().zip(committed) {
-                    let (first, _) = self.shared.log.offsets(&partition.topic, partition.partition)?;
-                    starts.push((partition, committed.unwrap_or(first).max(first)));
-                }
-                for (partition, start) in &starts {
-                    self.tell(partition, *start);
-                }
-                self.next_offsets.extend(starts.iter().cloned());
-                self.member.start(&starts)
-            }
-            MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => {
-                self.next_offsets.retain(|partition, _| !partitions.contains(partition));
-                self.member.stop(&partitions)
-            }
-        }
-    }
-
-    fn tell(&self, partition: &TopicPartition, next: i64) {
-        let stage = group(&self.shared.group, &self.sink.name);
-        self.shared.statistics.set_position(&stage, &partition.topic, partition.partition, next);
-    }
-
-    /// Hands alerts to the sink until it acknowledges; then commits.
-    fn deliver(&mut self, records: &[(TopicPartition, Record)]) -> Result<(), LogError> {
-        let received_us = self.shared.clock.now_us();
-        let mut deliveries = Vec::new();
-        for (partition, record) in records {
-            match serde_json::from_slice::<Alert>(record.value.as_deref().unwrap_or_default()) {
-                Ok(alert) => {
-                    if let Some(append_us) = record.append_us {
-                        self.shared.statistics.latency.record(Stage::Transport, None, received_us - append_us);
-                    }
-                    deliveries.push(Delivery { alert: self.sink.identity.apply(alert), received_us });
-                }
-                Err(error) => {
-                    self.shared.statistics.unreadable();
-                    // The error names line and column, not content.
-                    tracing::error!(
-                        sink = self.sink.name,
-                        partition = partition.partition,
-                        offset = record.offset,
-                        line = error.line(),
-                        column = error.column(),
-                        "a record of the alerts topic is no alert and is passed over"
-                    );
-                }
-            }
-        }
-        let mut backoff = BACKOFF_MIN;
-        while let Err(error) = self.runtime.block_on(self.sink.sink.deliver(&deliveries)) {
-            self.shared.statistics.sink_failed(&self.sink.name);
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            tracing::error!(sink = self.sink.name, error = %error, cause, pause_ms = backoff.as_millis() as u64, "the sink does not take alerts; trying again");
-            let until = Instant::now() + backoff;
-            while Instant::now() < until {
-                if self.shared.stopping() {
-                    // Not acknowledged, so not committed: they come again at the next start.
-                    return Ok(());
-                }
-                // The membership has to be served while we wait; a change of it ends the attempt.
-                let events = self.member.events(Duration::from_millis(50))?;
-                if !events.is_empty() {
-                    let step = format!("delivering to sink `{}`", self.sink.name);
-                    let what = "the assignment changed while the sink did not take alerts";
-                    return Err(LogError::new(wardbell_connectors::log::Remedy::Restart, step, what));
-                }
-            }
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-        }
-        self.measure(&deliveries);
-        for (partition, record) in records {
-            self.next_offsets.insert(partition.clone(), record.offset + 1);
-        }
-        let positions: Vec<(TopicPartition, i64)> =
-            self.next_offsets.iter().map(|(partition, next)| (partition.clone(), *next)).collect();
-        self.member.commit(&positions)?;
-        for (partition, next) in &positions {
-            self.tell(partition, *next);
-        }
-        Ok(())
-    }
-
-    fn measure(&self, deliveries: &[Delivery]) {
-        let now = self.shared.clock.now_us();
+    fn measure(&self, entries: &mut [Entry]) {
+        let now_us = self.shared.clock.now_us();
         let statistics = &self.shared.statistics;
-        statistics.delivered(&self.sink.name, deliveries.len() as u64);
-        for delivery in deliveries {
-            let content = &delivery.alert.data.content;
-            statistics.latency.record(Stage::Deliver, None, now - delivery.received_us);
-            statistics.latency.record_total(content.priority, now - delivery.alert.data.measured.basis_us);
-            if content.transition == TransitionKind::Raised {
-                statistics.latency.record(Stage::IntentionalDelay, None, content.intentional_delay_us);
+        statistics.delivered(&self.name, entries.len() as u64);
+        for entry in entries {
+            if entry.falls_overdue(now_us) {
+                self.breached(entry.priority());
+            }
+            let Alert { data, .. } = &entry.delivery.alert;
+            statistics.latency.record(Stage::Deliver, None, now_us - entry.delivery.received_us);
+            statistics.acknowledged(&self.name, data.content.priority, now_us - data.measured.basis_us);
+            if data.content.transition == TransitionKind::Raised {
+                statistics.latency.record(Stage::IntentionalDelay, None, data.content.intentional_delay_us);
             }
         }
+    }
+
+    /// Gives up what is in hand; the log has it.
+    fn clear(&self) {
+        let mut state = self.lock();
+        state.backlog.clear();
+        state.progress.clear();
+        state.rejected.clear();
+    }
+
+    /// No lane begins anything any more.
+    fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_waiters();
     }
 }

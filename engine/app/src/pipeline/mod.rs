@@ -7,12 +7,18 @@
 //! Every loop here runs on a thread of its own, since the log's calls block. A stage that fails starts again from what is
 //! committed, with back-off; what cannot be put right by trying is reported and ends the job.
 
+mod control;
 mod decide;
 mod deliver;
 mod normalize;
+mod notices;
+mod observer;
 pub mod replay;
+mod rules_folder;
 mod statistics;
+mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,8 +28,14 @@ use wardbell_connectors::clock::Clock;
 use wardbell_connectors::log::{Log, LogError, Remedy, StampedBy, TopicSpec};
 use wardbell_connectors::sink::{Identity, Sink};
 use wardbell_core::partition::Settings;
-use wardbell_rules::RuleSet;
 
+use crate::connector::Connector;
+use crate::health::{Finding, Health, Severity};
+use crate::sets::{ControlTopic, Document, RulesFolder, short};
+use control::Sets;
+use notices::Notices;
+pub use observer::Observer;
+pub(crate) use statistics::Counts;
 pub use statistics::{Statistics, Summary};
 
 /// First pause after a failure; doubles up to [`BACKOFF_MAX`].
@@ -31,6 +43,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A stop that takes longer says every few seconds who is still busy.
 const STOP_REMINDER: Duration = Duration::from_secs(5);
+/// Under this key stands that the broker does not answer.
+const BROKER: &str = "broker";
 /// Longest time a stop waits before it gives up and says so.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -41,13 +55,23 @@ pub struct JobSettings {
     /// Keeps partitions over a restart in place.
     pub instance: Option<String>,
     pub topics: Topics,
-    /// Lateness, skew, clock and site.
+    /// Lateness, skew, clock and site, as configured. What decides is the published set.
     pub decision: Settings,
-    pub rules: RuleSet,
+    /// The configured rules, checked and tested: what an empty control topic is filled with. `None` if they have faults;
+    /// then only a set that is published already can run.
+    pub configured: Option<Document>,
+    /// Where they lie, if the running job may publish them.
+    pub folder: Option<RulesFolder>,
     /// Time between two commits without transitions.
     pub commit_every: Duration,
     pub tick_every: Duration,
+    /// Time between two canaries, which prove the path to every sink; `None`: none are sent.
+    pub canary_every: Option<Duration>,
+    /// How the records of source topics are read; a topic that none of them names holds canonical JSON.
+    pub connectors: Vec<Connector>,
     pub sinks: Vec<SinkSettings>,
+    /// Everything is decided and stored and nobody is notified; sinks that only keep a record still do.
+    pub record_only: bool,
 }
 
 /// The topics of a job.
@@ -59,6 +83,8 @@ pub struct Topics {
     pub canonical: String,
     pub alerts: String,
     pub dead_letters: String,
+    /// Published rule sets.
+    pub control: String,
     /// Of the canonical and the alerts topic; fixed for life.
     pub partitions: i32,
     pub retention: Duration,
@@ -70,7 +96,9 @@ pub struct Topics {
 pub struct SinkSettings {
     pub name: String,
     pub identity: Identity,
-    pub sink: Box<dyn Sink>,
+    /// Sinks made alike, one at least: alerts of as many patients are delivered side by side. A sink that takes many alerts
+    /// at once needs one.
+    pub lanes: Vec<Box<dyn Sink>>,
 }
 
 /// What all stages share.
@@ -79,9 +107,20 @@ struct Shared {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     statistics: Arc<Statistics>,
+    health: Arc<Health>,
     topics: Arc<Topics>,
     group: String,
     instance: Option<String>,
+    /// Names of the sinks.
+    sinks: Arc<[String]>,
+    /// Nobody is notified.
+    record_only: bool,
+    sets: Arc<Sets>,
+    canary_every: Option<Duration>,
+    /// What this job noticed about itself and has to tell through the log.
+    notices: Arc<Notices>,
+    /// Somebody asked for the rules folder to be published.
+    publish_rules: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     /// Set by a stage that cannot go on; the job ends.
     failed: Arc<AtomicBool>,
@@ -94,8 +133,57 @@ impl Shared {
 
     fn fail(&self, stage: &str, error: &LogError) {
         tracing::error!(stage, error = %error, "the job cannot go on");
+        let finding = Finding::new(
+            Severity::Failing,
+            format!("{stage}: {error}"),
+            "this job ends: it takes no readings and delivers no alerts",
+            "put right what the cause names, then start the job again",
+        );
+        self.health.report("job", finding);
         self.statistics.fail(format!("{stage}: {error}"));
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that the broker is away; the next answer of it clears this.
+    fn broker_away(&self, error: &LogError) {
+        let finding = Finding::new(
+            Severity::Failing,
+            format!("the broker does not answer: {error}"),
+            "nothing is read, decided or delivered meanwhile; readings wait in the log and nothing is lost",
+            "bring the broker back; this job goes on by itself and need not be restarted",
+        );
+        self.health.report(BROKER, finding);
+    }
+
+    fn broker_answers(&self) {
+        self.health.clear(BROKER);
+    }
+
+    /// The stages with what they read.
+    fn stages(&self) -> Vec<StageView> {
+        let view = |name: String, sink: Option<String>, group: String, topics: Vec<String>| StageView {
+            name,
+            sink,
+            group,
+            topics,
+        };
+        let topics = &self.topics;
+        let mut stages = vec![
+            view("normalize".to_owned(), None, normalize::group(&self.group), topics.source.clone()),
+            view("decide".to_owned(), None, decide::group(&self.group), vec![topics.canonical.clone()]),
+        ];
+        stages.extend(self.sinks.iter().map(|sink| {
+            let group = deliver::group(&self.group, sink);
+            view(format!("deliver {sink}"), Some(sink.clone()), group, vec![topics.alerts.clone()])
+        }));
+        stages
+    }
+
+    /// Nobody holds a partition for a stage that starts, until it is assigned one.
+    fn stage_starts(&self, stage: &str) {
+        for view in self.stages().iter().filter(|view| view.name == stage) {
+            self.statistics.left(&view.group);
+        }
     }
 
     /// Runs a stage's loop until it ends by itself, again and again after failures that pass.
@@ -103,6 +191,7 @@ impl Shared {
         let mut backoff = BACKOFF_MIN;
         while !self.stopping() {
             let began = Instant::now();
+            self.stage_starts(stage);
             match work() {
                 Ok(()) => return,
                 Err(error) if error.remedy == Remedy::Refuse => {
@@ -110,6 +199,9 @@ impl Shared {
                     return;
                 }
                 Err(error) => {
+                    if error.remedy == Remedy::Retry {
+                        self.broker_away(&error);
+                    }
                     tracing::warn!(stage, error = %error, pause_ms = backoff.as_millis() as u64, "starting again from what is committed");
                     self.statistics.restarted(stage);
                 }
@@ -124,6 +216,16 @@ impl Shared {
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
+}
+
+/// A stage, what it reads, and as which consumer group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StageView {
+    pub name: String,
+    /// The sink of a deliver stage.
+    pub sink: Option<String>,
+    pub group: String,
+    pub topics: Vec<String>,
 }
 
 /// A running job.
@@ -154,14 +256,16 @@ pub fn topic_specs(topics: &Topics) -> Vec<TopicSpec> {
         .collect();
     specs.extend([own(&topics.canonical), own(&topics.alerts)]);
     specs.push(TopicSpec { any_partitions: true, ..own(&topics.dead_letters) });
+    specs.push(ControlTopic::spec(&topics.control, topics.create));
     specs
 }
 
 impl Job {
-    /// Prepares topics and starts all stages.
+    /// Prepares topics, sees to it that a rule set is published and in force, and starts all stages.
     ///
     /// # Errors
-    /// [`Remedy::Retry`] if the broker cannot be reached, [`Remedy::Refuse`] for topics that cannot be used.
+    /// [`Remedy::Retry`] if the broker cannot be reached, [`Remedy::Refuse`] for topics that cannot be used or without a
+    /// rule set to run.
     pub fn start(settings: JobSettings, log: Arc<dyn Log>, clock: Arc<dyn Clock>) -> Result<Self, LogError> {
         log.prepare(&topic_specs(&settings.topics))?;
         for topic in &settings.topics.source {
@@ -173,16 +277,45 @@ impl Job {
                 );
             }
         }
+        let health = Arc::new(Health::default());
+        let topic = ControlTopic::new(log.clone(), &settings.topics.control);
+        let sets = Sets::open(topic, settings.configured.as_ref(), &settings.decision, &health)?;
+        let newest = sets.newest();
+        tracing::info!(
+            number = newest.number,
+            set = short(&newest.set.hash),
+            rules = newest.set.rules.rules.len(),
+            "the newest rule set that can be used here"
+        );
+        control::activate_where_nothing_stands(&*log, &settings.topics, &newest)?;
         let shared = Shared {
             log,
             clock,
             statistics: Arc::new(Statistics::default()),
+            health,
             topics: Arc::new(settings.topics),
             group: settings.group,
             instance: settings.instance,
+            sinks: settings.sinks.iter().map(|sink| sink.name.clone()).collect(),
+            record_only: settings.record_only,
+            sets: Arc::new(sets),
+            // A canary would move the one clock of records that carry their own time.
+            canary_every: settings.canary_every.filter(|_| !settings.decision.record_clock),
+            notices: Arc::default(),
+            publish_rules: Arc::new(AtomicBool::new(false)),
             stop: Arc::new(AtomicBool::new(false)),
             failed: Arc::new(AtomicBool::new(false)),
         };
+        if shared.record_only {
+            tracing::warn!("RECORD ONLY: everything is decided and stored, NOBODY IS NOTIFIED (`record_only = true`)");
+            let finding = Finding::new(
+                Severity::Degraded,
+                "`record_only = true` is configured",
+                "nobody is notified of any alert; alerts are decided, stored and written to files",
+                "remove the key and start the job again to notify; what was passed over stays in the alerts topic",
+            );
+            shared.health.report("record-only", finding);
+        }
         let mut threads = Vec::new();
         let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
@@ -194,11 +327,7 @@ impl Job {
             let shared = shared.clone();
             spawn(format!("deliver {}", sink.name), Box::new(move || deliver::run(&shared, sink)))?;
         }
-        let decide = decide::DecideSettings {
-            decision: settings.decision.clone(),
-            rules: settings.rules,
-            commit_every: settings.commit_every,
-        };
+        let decide = decide::DecideSettings { commit_every: settings.commit_every };
         {
             let shared = shared.clone();
             spawn("decide".to_owned(), Box::new(move || decide::run(&shared, &decide)))?;
@@ -206,16 +335,51 @@ impl Job {
         let normalize = normalize::NormalizeSettings {
             record_clock: settings.decision.record_clock,
             tick_every: settings.tick_every,
+            canary_every: shared.canary_every,
+            connectors: settings.connectors,
+            canonical: Connector::canonical(Vec::new()),
         };
         {
             let shared = shared.clone();
             spawn("normalize".to_owned(), Box::new(move || normalize::run(&shared, &normalize)))?;
+        }
+        {
+            let shared = shared.clone();
+            spawn("control".to_owned(), Box::new(move || control::run(&shared)))?;
+        }
+        if let Some(folder) = settings.folder {
+            let (shared, configured) = (shared.clone(), settings.configured);
+            spawn("rules folder".to_owned(), Box::new(move || rules_folder::run(&shared, &folder, configured)))?;
+        }
+        {
+            let shared = shared.clone();
+            spawn("watch".to_owned(), Box::new(move || watch::run(&shared)))?;
         }
         Ok(Self { shared, threads })
     }
 
     pub fn statistics(&self) -> &Arc<Statistics> {
         &self.shared.statistics
+    }
+
+    /// Which loops turn, and what is wrong.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.shared.health
+    }
+
+    /// Has the rules folder published, if it is sound and differs from what is published.
+    pub fn publish_rules(&self) {
+        self.shared.publish_rules.store(true, Ordering::SeqCst);
+    }
+
+    /// Numbers of the rule sets in force in the partitions of this instance; 0 before the first activation.
+    pub fn sets_in_force(&self) -> BTreeMap<i32, u64> {
+        self.shared.sets.in_force()
+    }
+
+    /// What surroundings may see of this job.
+    pub fn observer(&self) -> Observer {
+        Observer { shared: self.shared.clone() }
     }
 
     /// Why the job cannot go on, if it cannot.
@@ -233,16 +397,9 @@ impl Job {
     /// A sentence naming what did not catch up in time.
     pub fn drain(&self, timeout: Duration) -> Result<(), String> {
         let deadline = Instant::now() + timeout;
-        let topics = &self.shared.topics;
-        let mut groups: Vec<(String, Vec<String>)> = vec![
-            (normalize::group(&self.shared.group), topics.source.clone()),
-            (decide::group(&self.shared.group), vec![topics.canonical.clone()]),
-        ];
-        let sinks = self.threads.iter().filter_map(|(name, _)| name.strip_prefix("deliver "));
-        groups.extend(sinks.map(|name| (deliver::group(&self.shared.group, name), vec![topics.alerts.clone()])));
-        for (stage, topics) in groups {
-            for topic in topics {
-                self.wait_for(&stage, &topic, deadline)?;
+        for stage in self.shared.stages() {
+            for topic in &stage.topics {
+                self.wait_for(&stage.group, topic, deadline)?;
             }
         }
         Ok(())

@@ -10,20 +10,25 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use wardbell_connectors::canonical::{control_record, readings_record};
-use wardbell_connectors::decode::json::JsonDecoder;
-use wardbell_connectors::decode::{Decoder, Undecodable};
+use wardbell_connectors::decode::{Decoder, Part, Undecodable};
 use wardbell_connectors::log::{
     Appender, Isolation, LogError, Member, MemberEvent, Membership, Outgoing, Record, Remedy, TopicPartition,
 };
 use wardbell_connectors::partitioner::partition_of;
-use wardbell_core::normalize::{self, Source};
+use wardbell_core::normalize::{self, Normalized, Source};
+use wardbell_core::partition::CANARY_DEVICE;
 use wardbell_schemas::Micros;
-use wardbell_schemas::catalogue::Catalogue;
+use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
 use wardbell_schemas::control::{Control, ControlRecord, TickClaim};
+use wardbell_schemas::decoded::{DecodedControl, DecodedReading};
 use wardbell_schemas::outcome::Outcome;
-use wardbell_schemas::reading::ReadingBatchBuilder;
+use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
 use super::Shared;
+use super::statistics::Tally;
+use crate::connector::unmapped::Unmapped;
+use crate::connector::{Connector, undecodable};
+use crate::health::LoopHandle;
 use crate::latency::Stage;
 
 /// What has arrived is gathered for at most this long: a batch is small, an alert does not wait.
@@ -40,10 +45,26 @@ const IN_FLIGHT_MAX: usize = 1_000;
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// A stop waits this long for what is in flight.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
+/// Labels and units that nothing explains are logged this often at most.
+const UNMAPPED_EVERY: Duration = Duration::from_secs(60);
+/// And so many of them, those met most often.
+const UNMAPPED_TOLD: usize = 20;
 
 pub(super) struct NormalizeSettings {
     pub record_clock: bool,
     pub tick_every: Duration,
+    /// Time between two canaries; `None`: none are sent.
+    pub canary_every: Option<Duration>,
+    pub connectors: Vec<Connector>,
+    /// For topics that no connector names.
+    pub canonical: Connector,
+}
+
+impl NormalizeSettings {
+    fn connector(&self, topic: &str) -> &Connector {
+        let of_topic = |connector: &&Connector| connector.topics.iter().any(|known| known == topic);
+        self.connectors.iter().find(of_topic).unwrap_or(&self.canonical)
+    }
 }
 
 /// The consumer group of this stage.
@@ -72,8 +93,9 @@ struct DeadLetter<'a> {
 #[derive(Debug, Default)]
 struct Turn {
     outstanding: usize,
-    /// Next offset of each source partition once this turn is done.
-    next_offsets: Vec<(TopicPartition, i64)>,
+    /// Next offset of each source partition once this turn is done, and the append time of its newest record.
+    next_offsets: Vec<(TopicPartition, i64, Option<Micros>)>,
+    tally: Tally,
     /// Source append times of its records, for measuring: (time, records).
     measured: Vec<(Micros, u64)>,
 }
@@ -82,8 +104,8 @@ struct Turn {
 struct Stand<'a> {
     shared: &'a Shared,
     settings: &'a NormalizeSettings,
+    turning: LoopHandle,
     catalogue: &'static Catalogue,
-    decoder: JsonDecoder,
     n_partitions: i32,
     /// There is one source partition in all: its order is the order of record times.
     single_source: bool,
@@ -100,6 +122,10 @@ struct Stand<'a> {
     acknowledged: BTreeMap<TopicPartition, i64>,
     committed_at: Instant,
     ticks: Ticks,
+    canaries_due: Instant,
+    /// Labels and units that nothing explains, since they were last told.
+    unmapped: Unmapped,
+    unmapped_told: Option<Instant>,
 }
 
 /// The state of ticks: a claim holds once everything below its end offset was appended.
@@ -126,19 +152,25 @@ impl<'a> Stand<'a> {
             isolation: Isolation::ReadCommitted,
             instance: shared.instance.clone(),
         };
+        let turning = shared.health.enter("normalize");
+        let waiting = turning.waiting("the broker, joining the group");
         let mut n_sources = 0;
         for topic in &shared.topics.source {
             n_sources += shared.log.describe(topic)?.0;
         }
+        let member = shared.log.join(&membership)?;
+        shared.notices.tell_again();
+        let appender = shared.log.appender()?;
+        drop(waiting);
         Ok(Self {
             shared,
             settings,
+            turning,
             single_source: n_sources == 1,
             catalogue: Catalogue::builtin(),
-            decoder: JsonDecoder,
             n_partitions: shared.topics.partitions,
-            member: shared.log.join(&membership)?,
-            appender: shared.log.appender()?,
+            member,
+            appender,
             reading: BTreeMap::new(),
             turns: VecDeque::new(),
             first_turn: 0,
@@ -147,12 +179,16 @@ impl<'a> Stand<'a> {
             acknowledged: BTreeMap::new(),
             committed_at: Instant::now(),
             ticks: Ticks::default(),
+            canaries_due: Instant::now(),
+            unmapped: Unmapped::default(),
+            unmapped_told: None,
         })
     }
 
     fn work(&mut self) -> Result<(), LogError> {
         let mut records = Vec::new();
         while !self.shared.stopping() {
+            self.turning.beat();
             for event in self.member.events(Duration::ZERO)? {
                 self.follow(event)?;
             }
@@ -167,6 +203,8 @@ impl<'a> Stand<'a> {
                 records.clear();
             }
             self.tick()?;
+            self.send_canaries()?;
+            self.write_notices()?;
             self.commit(false)?;
         }
         self.flush()?;
@@ -174,6 +212,7 @@ impl<'a> Stand<'a> {
     }
 
     fn follow(&mut self, event: MemberEvent) -> Result<(), LogError> {
+        let _waiting = self.turning.waiting("the broker, following an assignment");
         match event {
             MemberEvent::Assigned(partitions) => {
                 let committed = self.member.committed(&partitions)?;
@@ -217,6 +256,7 @@ impl<'a> Stand<'a> {
 
     fn give_back(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
         for partition in partitions {
+            self.shared.statistics.released(&group(&self.shared.group), &partition.topic, partition.partition);
             self.reading.remove(partition);
             self.acknowledged.remove(partition);
             self.ticks.claims.remove(partition);
@@ -245,21 +285,30 @@ impl<'a> Stand<'a> {
 
     /// Decodes and normalizes what was gathered and appends it; rows of one source record stay in one batch.
     fn turn(&mut self, records: &[(TopicPartition, Record)]) -> Result<(), LogError> {
-        let mut builders: BTreeMap<i32, ReadingBatchBuilder> = BTreeMap::new();
         let mut turn = Turn::default();
+        let result = self.fill(records, &mut turn);
+        self.tell_unmapped(&turn.tally.unmapped);
+        self.shared.statistics.add(std::mem::take(&mut turn.tally));
+        result?;
+        self.turns.push_back(turn);
+        Ok(())
+    }
+
+    fn fill(&mut self, records: &[(TopicPartition, Record)], turn: &mut Turn) -> Result<(), LogError> {
+        let mut builders: BTreeMap<i32, ReadingBatchBuilder> = BTreeMap::new();
         let turn_number = self.first_turn + self.turns.len() as u64;
         for (partition, record) in records {
-            self.record(partition, record, &mut builders, turn_number, &mut turn)?;
+            self.record(partition, record, &mut builders, turn_number, turn)?;
             let full = builders.iter().find(|(_, builder)| builder.len() >= ROWS_MAX).map(|(partition, _)| *partition);
             if let Some(full) = full
                 && let Some(mut builder) = builders.remove(&full)
             {
-                self.append_batch(full, &mut builder, turn_number, &mut turn)?;
+                self.append_batch(full, &mut builder, turn_number, turn)?;
             }
             let next = record.offset + 1;
-            match turn.next_offsets.iter_mut().find(|(known, _)| known == partition) {
-                Some((_, known)) => *known = next,
-                None => turn.next_offsets.push((partition.clone(), next)),
+            match turn.next_offsets.iter_mut().find(|(known, ..)| known == partition) {
+                Some((_, known, append_us)) => (*known, *append_us) = (next, record.append_us),
+                None => turn.next_offsets.push((partition.clone(), next, record.append_us)),
             }
             self.reading.insert(partition.clone(), next);
             // Without the broker's append time there is nothing to measure from.
@@ -274,12 +323,11 @@ impl<'a> Stand<'a> {
             }
         }
         for (partition, mut builder) in builders {
-            self.append_batch(partition, &mut builder, turn_number, &mut turn)?;
+            self.append_batch(partition, &mut builder, turn_number, turn)?;
         }
         if self.settings.record_clock {
-            self.tick_record_time(turn_number, &mut turn)?;
+            self.tick_record_time(turn_number, turn)?;
         }
-        self.turns.push_back(turn);
         Ok(())
     }
 
@@ -291,9 +339,10 @@ impl<'a> Stand<'a> {
         turn_number: u64,
         turn: &mut Turn,
     ) -> Result<(), LogError> {
+        turn.tally.records += 1;
         let Some(value) = &record.value else {
-            self.shared.statistics.read_record(1);
-            self.shared.statistics.normalized(Outcome::Ignored, None);
+            turn.tally.readings += 1;
+            turn.tally.normalized(Outcome::Ignored, None);
             return Ok(());
         };
         let source = Source {
@@ -303,37 +352,118 @@ impl<'a> Stand<'a> {
             time_us: record.time_us,
             append_us: record.append_us,
         };
-        let decoder = self.decoder;
-        let decoded = decoder.decode(value);
-        self.shared.statistics.read_record(decoded.len() as u64);
-        for part in &decoded {
-            let refused = match part {
-                Ok(reading) => match normalize::normalize(reading, &source, self.catalogue) {
-                    Ok(row) => {
-                        if !self.settings.record_clock {
-                            let age = source.time_us - row.event_time_us;
-                            self.shared.statistics.latency.record(Stage::DataAge, None, age);
-                        }
-                        let partition = partition_of(row.patient, self.n_partitions);
-                        builders.entry(partition).or_default().push(&row);
-                        continue;
-                    }
-                    Err(refused) => Undecodable {
-                        reason: refused.reason,
-                        field: if reading.path.is_empty() {
-                            refused.field.to_owned()
-                        } else {
-                            format!("{}.{}", reading.path, refused.field)
-                        },
-                        detail: refused.detail,
-                        index: reading.index,
-                    },
-                },
-                Err(undecodable) => undecodable.clone(),
-            };
-            self.dead_letter(&source, &refused, turn_number, turn)?;
+        let settings = self.settings;
+        let connector = settings.connector(source.topic);
+        for part in connector.decode(value) {
+            match part {
+                Ok(Part::Reading(reading)) => {
+                    self.reading(&reading, connector, &source, builders, turn_number, turn)?;
+                }
+                Ok(Part::Control(control)) => {
+                    self.request(&control, connector, &source, builders, turn_number, turn)?;
+                }
+                Err(undecodable) => self.dead_letter(&source, &undecodable, turn_number, turn)?,
+            }
         }
         Ok(())
+    }
+
+    fn reading(
+        &mut self,
+        reading: &DecodedReading<'_>,
+        connector: &Connector,
+        source: &Source<'_>,
+        builders: &mut BTreeMap<i32, ReadingBatchBuilder>,
+        turn_number: u64,
+        turn: &mut Turn,
+    ) -> Result<(), LogError> {
+        let rows = match normalize::normalize(reading, source, self.catalogue, &connector.profile) {
+            Ok(Normalized::Reading(row)) => {
+                self.accept(&row, builders, turn);
+                return Ok(());
+            }
+            Ok(Normalized::Parts(parts)) => parts,
+            Ok(Normalized::Ignored) => {
+                turn.tally.readings += 1;
+                turn.tally.normalized(Outcome::Ignored, None);
+                return Ok(());
+            }
+            Err(refused) => vec![Err(refused)],
+        };
+        for row in rows {
+            match row {
+                Ok(row) => self.accept(&row, builders, turn),
+                Err(refused) => {
+                    turn.tally.unmapped.note(reading, &refused);
+                    self.dead_letter(source, &undecodable(reading, refused), turn_number, turn)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&self, row: &ReadingRow<'_>, builders: &mut BTreeMap<i32, ReadingBatchBuilder>, turn: &mut Turn) {
+        turn.tally.readings += 1;
+        if !self.settings.record_clock {
+            turn.tally.ages_us.push(row.source_time_us - row.event_time_us);
+        }
+        builders.entry(partition_of(row.patient, self.n_partitions)).or_default().push(row);
+    }
+
+    /// Appends a request as a control record, behind everything of its partition that was read before it.
+    fn request(
+        &mut self,
+        control: &DecodedControl<'_>,
+        connector: &Connector,
+        source: &Source<'_>,
+        builders: &mut BTreeMap<i32, ReadingBatchBuilder>,
+        turn_number: u64,
+        turn: &mut Turn,
+    ) -> Result<(), LogError> {
+        match normalize::control(control, source, &connector.profile) {
+            Ok(Some(requested)) => {
+                let partition = partition_of(requested.patient, self.n_partitions);
+                if let Some(mut builder) = builders.remove(&partition) {
+                    self.append_batch(partition, &mut builder, turn_number, turn)?;
+                }
+                let record = control_record(&self.shared.topics.canonical, partition, &requested.record);
+                turn.tally.requests += 1;
+                self.append(&record, turn_number, turn)
+            }
+            Ok(None) => {
+                turn.tally.readings += 1;
+                turn.tally.normalized(Outcome::Ignored, None);
+                Ok(())
+            }
+            Err(refused) => {
+                let (reason, field) = (refused.reason, refused.field.to_owned());
+                let fault = Undecodable { reason, field, detail: refused.detail, index: control.index };
+                self.dead_letter(source, &fault, turn_number, turn)
+            }
+        }
+    }
+
+    /// Labels and units that nothing explains: told when the first comes, then once a minute, with their counts.
+    fn tell_unmapped(&mut self, met: &Unmapped) {
+        if !met.is_empty() {
+            self.unmapped.merge(met.clone());
+        }
+        if self.unmapped.is_empty() || self.unmapped_told.is_some_and(|told| told.elapsed() < UNMAPPED_EVERY) {
+            return;
+        }
+        let (entries, further) = std::mem::take(&mut self.unmapped).top(UNMAPPED_TOLD);
+        for entry in entries {
+            tracing::warn!(
+                kind = entry.kind.name(),
+                text = entry.text,
+                count = entry.count,
+                "nothing explains it: readings with it are dead letters; the connector's file can say what it is"
+            );
+        }
+        if further > 0 {
+            tracing::warn!(count = further, "further labels and units that nothing explains");
+        }
+        self.unmapped_told = Some(Instant::now());
     }
 
     fn dead_letter(
@@ -343,7 +473,8 @@ impl<'a> Stand<'a> {
         turn_number: u64,
         turn: &mut Turn,
     ) -> Result<(), LogError> {
-        self.shared.statistics.normalized(Outcome::Quarantined, Some(refused.reason));
+        turn.tally.readings += 1;
+        turn.tally.normalized(Outcome::Quarantined, Some(refused.reason));
         let letter = DeadLetter {
             topic: source.topic,
             partition: source.partition,
@@ -374,15 +505,22 @@ impl<'a> Stand<'a> {
         if builder.is_empty() {
             return Ok(());
         }
-        let topic = &self.shared.topics.canonical;
-        let record = readings_record(topic, partition, &builder.finish(), &self.catalogue.hash)
-            .map_err(|error| LogError::new(Remedy::Refuse, "writing a canonical batch", error.to_string()))?;
+        let record = self.batch_record(partition, builder)?;
         self.append(&record, turn_number, turn)
+    }
+
+    fn batch_record(&self, partition: i32, builder: &mut ReadingBatchBuilder) -> Result<Outgoing, LogError> {
+        let topic = &self.shared.topics.canonical;
+        readings_record(topic, partition, &builder.finish(), &self.catalogue.hash)
+            .map_err(|error| LogError::new(Remedy::Refuse, "writing a canonical batch", error.to_string()))
     }
 
     fn append(&mut self, record: &Outgoing, turn_number: u64, turn: &mut Turn) -> Result<(), LogError> {
         let token = self.token();
-        self.appender.append(record, token)?;
+        {
+            let _waiting = self.turning.waiting("a place in the producer's queue");
+            self.appender.append(record, token)?;
+        }
         self.tokens.insert(token, turn_number);
         turn.outstanding += 1;
         Ok(())
@@ -416,9 +554,10 @@ impl<'a> Stand<'a> {
         while self.turns.front().is_some_and(|turn| turn.outstanding == 0) {
             self.first_turn += 1;
             if let Some(turn) = self.turns.pop_front() {
-                for (partition, next) in turn.next_offsets {
+                for (partition, next, append_us) in turn.next_offsets {
                     let stage = group(&self.shared.group);
-                    self.shared.statistics.set_position(&stage, &partition.topic, partition.partition, next);
+                    let statistics = &self.shared.statistics;
+                    statistics.finished(&stage, &partition.topic, partition.partition, next, append_us);
                     self.acknowledged.insert(partition, next);
                 }
             }
@@ -428,6 +567,7 @@ impl<'a> Stand<'a> {
 
     /// Waits until everything in flight is acknowledged.
     fn flush(&mut self) -> Result<(), LogError> {
+        let _waiting = self.turning.waiting("acknowledgments of the canonical log");
         let deadline = Instant::now() + FLUSH_DEADLINE;
         while !self.turns.is_empty() {
             self.take_outcomes(Duration::from_millis(5))?;
@@ -446,10 +586,17 @@ impl<'a> Stand<'a> {
         let positions: Vec<(TopicPartition, i64)> =
             self.acknowledged.iter().map(|(partition, next)| (partition.clone(), *next)).collect();
         self.committed_at = Instant::now();
-        match self.member.commit(&positions) {
-            Ok(()) => self.acknowledged.clear(),
+        let waiting = self.turning.waiting("the broker, committing source offsets");
+        let committed = self.member.commit(&positions);
+        drop(waiting);
+        match committed {
+            Ok(()) => {
+                self.acknowledged.clear();
+                self.shared.broker_answers();
+            }
             // What is not committed is committed with the next; at worst it is read again.
             Err(error) if error.remedy == Remedy::Retry && !now => {
+                self.shared.broker_away(&error);
                 tracing::warn!(error = %error, "source offsets are not committed yet");
             }
             Err(error) => return Err(error),
@@ -472,6 +619,7 @@ impl<'a> Stand<'a> {
             return Ok(());
         }
         if let Some(asked_after) = self.ticks.newest_us {
+            let _waiting = self.turning.waiting("the broker, asking for the ends of source partitions");
             for partition in self.reading.keys() {
                 if self.ticks.claims.contains_key(partition) {
                     continue;
@@ -481,7 +629,10 @@ impl<'a> Stand<'a> {
                         self.ticks.claims.insert(partition.clone(), (end, asked_after));
                     }
                     // Without an answer there is no claim: source clocks stand still, and nobody is called silent.
-                    Err(error) if error.remedy == Remedy::Retry => break,
+                    Err(error) if error.remedy == Remedy::Retry => {
+                        self.shared.broker_away(&error);
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -504,6 +655,62 @@ impl<'a> Stand<'a> {
             let token = self.token();
             self.appender.append(&control_record(&self.shared.topics.canonical, partition, &control), token)?;
             self.ticks.under_way.push(token);
+        }
+        Ok(())
+    }
+
+    /// One canary reading into every canonical partition, from the one instance that reads the first source partition:
+    /// it has to come out of every sink's queue as an alert nobody sees. Its number rises with time, so that one written
+    /// again is dropped like any other reading.
+    fn send_canaries(&mut self) -> Result<(), LogError> {
+        let Some(every) = self.settings.canary_every.filter(|_| Instant::now() >= self.canaries_due) else {
+            return Ok(());
+        };
+        self.canaries_due = Instant::now() + every;
+        let Some(first) = self.shared.topics.source.first() else {
+            return Ok(());
+        };
+        if !self.reading.contains_key(&TopicPartition::new(first, 0)) {
+            return Ok(());
+        }
+        let now_us = self.shared.clock.now_us();
+        for partition in 0..self.n_partitions {
+            let name = format!("canary-{partition}");
+            let mut builder = ReadingBatchBuilder::default();
+            builder.push(&ReadingRow {
+                patient: &name,
+                device: CANARY_DEVICE,
+                signal: SignalIndex(0),
+                method: "-",
+                value: None,
+                quality: Quality::Test,
+                reason: Reason::None,
+                event_time_us: now_us,
+                source_time_us: now_us,
+                append_time_us: None,
+                source_topic: CANARY_DEVICE,
+                source_partition: partition,
+                source_offset: now_us,
+                source_index: 0,
+                comparator: Comparator::None,
+                change: Change::None,
+                policies: Policies::NONE,
+            });
+            let record = self.batch_record(partition, &mut builder)?;
+            let token = self.token();
+            self.appender.append(&record, token)?;
+        }
+        Ok(())
+    }
+
+    /// What this job noticed about itself becomes part of the log, in the partition of its key.
+    fn write_notices(&mut self) -> Result<(), LogError> {
+        for condition in self.shared.notices.take() {
+            let partition = partition_of(&condition.key, self.n_partitions);
+            let id = format!("{}/{}/{}/{}", condition.rule, condition.key, condition.at_us, condition.holds);
+            let control = ControlRecord { id, control: Control::Condition(condition) };
+            let token = self.token();
+            self.appender.append(&control_record(&self.shared.topics.canonical, partition, &control), token)?;
         }
         Ok(())
     }

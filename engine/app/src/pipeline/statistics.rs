@@ -1,14 +1,24 @@
 //! What a job knows of itself: where every reading ended, where every stage stands, how long things took.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use wardbell_schemas::Micros;
 use wardbell_schemas::alert::{Kind, Priority, TransitionKind};
 use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
 use wardbell_schemas::reading::Reason;
 
+use crate::connector::unmapped::{Entry, Unmapped};
 use crate::latency::{LatencyBook, Percentiles, Stage};
+
+/// Rules that are counted one by one; a set that changes often must not let the counters grow for ever.
+const RULES_MAX: usize = 2_000;
+/// Labels and units that nothing explains, as many as a summary names.
+const UNMAPPED_NAMED: usize = 20;
+/// Under this name the others are counted together.
+const OTHER_RULES: &str = "other";
 
 /// Shared by all threads of a job.
 #[derive(Debug, Default)]
@@ -17,27 +27,132 @@ pub struct Statistics {
     counts: Mutex<Counts>,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    records: u64,
-    readings: u64,
+/// What was counted so far, as one thread found it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counts {
+    pub records: u64,
+    pub readings: u64,
     /// Outcomes of the normalize stage.
     normalized: OutcomeCounts,
     /// Outcomes of each canonical partition, as its state machine counts them.
     decided: BTreeMap<i32, OutcomeCounts>,
     /// Of partitions that were given away or started again.
     decided_before: OutcomeCounts,
-    reasons: BTreeMap<&'static str, u64>,
-    transitions: BTreeMap<(String, &'static str), u64>,
-    alerts_raised: BTreeMap<Priority, u64>,
-    technical: u64,
-    delivered: BTreeMap<String, u64>,
-    delayed: u64,
-    unreadable: u64,
-    sink_failures: BTreeMap<String, u64>,
-    restarts: BTreeMap<String, u64>,
-    positions: HashMap<(String, String, i32), i64>,
+    /// Dead letters by reason.
+    pub reasons: BTreeMap<&'static str, u64>,
+    /// Labels and units that nothing explains.
+    unmapped: Unmapped,
+    /// Requests of source topics that became control records.
+    pub requests: u64,
+    /// Rules that are counted under their own name.
+    rules: BTreeSet<String>,
+    /// By rule and transition.
+    pub transitions: BTreeMap<(String, &'static str), u64>,
+    pub alerts_raised: BTreeMap<Priority, u64>,
+    pub technical: u64,
+    pub delivered: BTreeMap<String, u64>,
+    pub delayed: u64,
+    pub unreadable: u64,
+    pub sink_failures: BTreeMap<String, u64>,
+    /// Alerts that reached a sink later than the budget.
+    pub breaches: BTreeMap<String, Breaches>,
+    /// Alerts that a sink had not taken when the budget was over, by sink and priority.
+    pub overdue: BTreeMap<(String, Priority), u64>,
+    /// Alerts decided late that were over before a sink could tell anybody.
+    pub withheld: BTreeMap<String, u64>,
+    /// Alerts that nobody was notified of, since the job only records.
+    pub withheld_record_only: BTreeMap<String, u64>,
+    /// Alerts that a sink rejected for good: in the dead-letter topic.
+    pub set_aside: BTreeMap<String, u64>,
+    /// The newest canary that a sink acknowledged, by sink and partition of the alerts topic.
+    pub canaries: BTreeMap<(String, i32), Canary>,
+    pub restarts: BTreeMap<String, u64>,
+    /// How often the thread of a canonical partition ended with an error.
+    pub partition_failures: BTreeMap<i32, u64>,
+    pub positions: BTreeMap<Place, Position>,
+    /// As of the last look at the ends of the log.
+    pub lags: BTreeMap<Place, Lag>,
+    pub active_sets: BTreeMap<i32, ActiveSet>,
     failure: Option<String>,
+}
+
+/// A partition of a topic, as the stage of this consumer group reads it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub group: String,
+    pub topic: String,
+    pub partition: i32,
+}
+
+impl Place {
+    fn new(group: &str, topic: &str, partition: i32) -> Self {
+        Self { group: group.to_owned(), topic: topic.to_owned(), partition }
+    }
+}
+
+/// How far a stage has come in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Next offset it will finish.
+    pub next_offset: i64,
+    /// Append time of the newest record it has finished, where that is known.
+    pub append_us: Option<Micros>,
+    /// The partition is assigned to this instance.
+    pub held: bool,
+}
+
+/// How far a stage is behind the end of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lag {
+    /// Records below the end that are not finished.
+    pub records: i64,
+    /// No unfinished record is older than this.
+    pub delay: Duration,
+}
+
+/// The rule set that decides a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActiveSet {
+    pub number: u64,
+    pub hash: String,
+}
+
+/// Alerts of one sink that broke the budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Breaches {
+    pub count: u64,
+    pub last: Instant,
+}
+
+/// A canary reading that came through to a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Canary {
+    /// Append time of the reading, µs since 1970 UTC.
+    pub basis_us: Micros,
+    /// When everything before it was acknowledged.
+    pub acknowledged_us: Micros,
+}
+
+/// What one turn of the normalize stage counted: added at its end, so that no reading takes a lock.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub records: u64,
+    pub readings: u64,
+    pub requests: u64,
+    outcomes: OutcomeCounts,
+    reasons: BTreeMap<&'static str, u64>,
+    pub unmapped: Unmapped,
+    /// Data age of each reading.
+    pub ages_us: Vec<Micros>,
+}
+
+impl Tally {
+    pub fn normalized(&mut self, outcome: Outcome, reason: Option<Reason>) {
+        self.outcomes.add(outcome);
+        if let Some(reason) = reason {
+            *self.reasons.entry(reason.name()).or_default() += 1;
+        }
+    }
 }
 
 /// The end of a run in numbers.
@@ -53,6 +168,11 @@ pub struct Summary {
     pub repeated: u64,
     /// Dead letters by reason.
     pub dead_letters: BTreeMap<&'static str, u64>,
+    /// Labels and units that nothing explains, those met most often; for the log only, since they are texts of sources.
+    #[serde(skip)]
+    pub unmapped: Vec<Entry>,
+    /// Requests of source topics that became control records; they are not readings.
+    pub requests: u64,
     pub transitions: u64,
     pub transitions_by_rule: BTreeMap<String, BTreeMap<&'static str, u64>>,
     pub technical: u64,
@@ -60,6 +180,12 @@ pub struct Summary {
     /// Records of the canonical log that could not be read.
     pub unreadable: u64,
     pub sink_failures: BTreeMap<String, u64>,
+    /// Alerts by sink that were decided late and over before anybody could be told.
+    pub withheld: BTreeMap<String, u64>,
+    /// Alerts by sink that nobody was notified of, since the job only records.
+    pub withheld_record_only: BTreeMap<String, u64>,
+    /// Alerts by sink that it rejected for good: in the dead-letter topic.
+    pub set_aside: BTreeMap<String, u64>,
     pub restarts: BTreeMap<String, u64>,
     /// Percentiles per stage in milliseconds.
     pub latency_ms: BTreeMap<Stage, Percentiles>,
@@ -73,17 +199,16 @@ impl Statistics {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn read_record(&self, readings: u64) {
+    pub(super) fn add(&self, tally: Tally) {
+        self.latency.record_all(Stage::DataAge, tally.ages_us);
         let mut counts = self.lock();
-        counts.records += 1;
-        counts.readings += readings;
-    }
-
-    pub(super) fn normalized(&self, outcome: Outcome, reason: Option<Reason>) {
-        let mut counts = self.lock();
-        counts.normalized.add(outcome);
-        if let Some(reason) = reason {
-            *counts.reasons.entry(reason.name()).or_default() += 1;
+        counts.records += tally.records;
+        counts.readings += tally.readings;
+        counts.requests += tally.requests;
+        counts.unmapped.merge(tally.unmapped);
+        counts.normalized.merge(&tally.outcomes);
+        for (reason, count) in tally.reasons {
+            *counts.reasons.entry(reason).or_default() += count;
         }
     }
 
@@ -97,10 +222,23 @@ impl Statistics {
         if let Some(outcomes) = counts.decided.remove(&partition) {
             counts.decided_before.merge(&outcomes);
         }
+        counts.active_sets.remove(&partition);
+    }
+
+    /// A partition's thread ended with an error.
+    pub(super) fn partition_failed(&self, partition: i32) {
+        *self.lock().partition_failures.entry(partition).or_default() += 1;
+    }
+
+    /// Which rule set decides a partition from now on; `number` is that under which it was published.
+    pub(super) fn active_set(&self, partition: i32, number: u64, hash: &str) {
+        self.lock().active_sets.insert(partition, ActiveSet { number, hash: hash.to_owned() });
     }
 
     pub(super) fn transition(&self, rule: &str, kind: TransitionKind, of: Kind, priority: Priority, delayed: bool) {
         let mut counts = self.lock();
+        let rule = if counts.rules.contains(rule) || counts.rules.len() < RULES_MAX { rule } else { OTHER_RULES };
+        counts.rules.insert(rule.to_owned());
         *counts.transitions.entry((rule.to_owned(), kind.name())).or_default() += 1;
         counts.technical += u64::from(of == Kind::Technical);
         counts.delayed += u64::from(delayed);
@@ -113,8 +251,45 @@ impl Statistics {
         *self.lock().delivered.entry(sink.to_owned()).or_default() += count;
     }
 
+    /// Holds the engine's latency of an alert that a sink acknowledged against the budget.
+    pub(super) fn acknowledged(&self, sink: &str, priority: Priority, latency_us: Micros) {
+        if self.latency.record_total(priority, latency_us) {
+            let mut counts = self.lock();
+            let now = Instant::now();
+            let breaches = counts.breaches.entry(sink.to_owned()).or_insert(Breaches { count: 0, last: now });
+            *breaches = Breaches { count: breaches.count + 1, last: now };
+        }
+    }
+
     pub(super) fn sink_failed(&self, sink: &str) {
         *self.lock().sink_failures.entry(sink.to_owned()).or_default() += 1;
+    }
+
+    /// A sink has not taken an alert of this priority within the budget.
+    pub(super) fn breach(&self, sink: &str, priority: Priority) {
+        *self.lock().overdue.entry((sink.to_owned(), priority)).or_default() += 1;
+    }
+
+    pub(super) fn withheld(&self, sink: &str, count: u64) {
+        *self.lock().withheld.entry(sink.to_owned()).or_default() += count;
+    }
+
+    pub(super) fn withheld_record_only(&self, sink: &str) {
+        *self.lock().withheld_record_only.entry(sink.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn set_aside(&self, sink: &str) {
+        *self.lock().set_aside.entry(sink.to_owned()).or_default() += 1;
+    }
+
+    /// Everything before a canary of this partition, and so the canary, is acknowledged by a sink; the newest counts.
+    pub(super) fn canary_acknowledged(&self, sink: &str, partition: i32, basis_us: Micros, now_us: Micros) {
+        let mut counts = self.lock();
+        let canary = Canary { basis_us, acknowledged_us: now_us };
+        let newest = counts.canaries.entry((sink.to_owned(), partition)).or_insert(canary);
+        if newest.basis_us < basis_us {
+            *newest = canary;
+        }
     }
 
     pub(super) fn unreadable(&self) {
@@ -133,14 +308,64 @@ impl Statistics {
         self.lock().failure.clone()
     }
 
-    pub(super) fn set_position(&self, stage: &str, topic: &str, partition: i32, next_offset: i64) {
-        self.lock().positions.insert((stage.to_owned(), topic.to_owned(), partition), next_offset);
+    pub(super) fn set_position(&self, group: &str, topic: &str, partition: i32, next_offset: i64) {
+        self.finished(group, topic, partition, next_offset, None);
+    }
+
+    /// A stage has finished everything before `next_offset`, whose newest record was appended at `append_us`.
+    pub(super) fn finished(
+        &self,
+        group: &str,
+        topic: &str,
+        partition: i32,
+        next_offset: i64,
+        append_us: Option<Micros>,
+    ) {
+        let place = Place::new(group, topic, partition);
+        self.lock().positions.insert(place, Position { next_offset, append_us, held: true });
+    }
+
+    /// A partition was given back: its position stays, but nobody here is behind in it any more.
+    pub(super) fn released(&self, group: &str, topic: &str, partition: i32) {
+        let place = Place::new(group, topic, partition);
+        let mut counts = self.lock();
+        counts.lags.remove(&place);
+        if let Some(position) = counts.positions.get_mut(&place) {
+            position.held = false;
+        }
+    }
+
+    /// The stage of a group starts: it holds no partition until it is assigned one.
+    pub(super) fn left(&self, group: &str) {
+        let mut counts = self.lock();
+        counts.lags.retain(|place, _| place.group != group);
+        for (_, position) in counts.positions.iter_mut().filter(|(place, _)| place.group == group) {
+            position.held = false;
+        }
+    }
+
+    /// How far a stage has come in a partition that is assigned to it.
+    pub(super) fn place(&self, place: &Place) -> Option<Position> {
+        self.lock().positions.get(place).copied().filter(|position| position.held)
+    }
+
+    /// Renews what is known of a place; nothing if it was given back meanwhile.
+    pub(super) fn set_lag(&self, place: &Place, lag: Lag) {
+        let mut counts = self.lock();
+        if counts.positions.get(place).is_some_and(|position| position.held) {
+            counts.lags.insert(place.clone(), lag);
+        }
     }
 
     /// Next offset a stage will finish, as far as it has told; 0 before.
-    pub fn position(&self, stage: &str, topic: &str, partition: i32) -> i64 {
-        let key = (stage.to_owned(), topic.to_owned(), partition);
-        self.lock().positions.get(&key).copied().unwrap_or(0)
+    pub fn position(&self, group: &str, topic: &str, partition: i32) -> i64 {
+        let place = Place::new(group, topic, partition);
+        self.lock().positions.get(&place).map_or(0, |position| position.next_offset)
+    }
+
+    /// Everything counted so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().clone()
     }
 
     pub fn readings(&self) -> u64 {
@@ -153,11 +378,7 @@ impl Statistics {
 
     pub fn summary(&self) -> Summary {
         let counts = self.lock();
-        let mut outcomes = counts.normalized;
-        outcomes.merge(&counts.decided_before);
-        for of_partition in counts.decided.values() {
-            outcomes.merge(of_partition);
-        }
+        let outcomes = counts.outcomes();
         let mut by_rule: BTreeMap<String, BTreeMap<&'static str, u64>> = BTreeMap::new();
         for ((rule, kind), count) in &counts.transitions {
             by_rule.entry(rule.clone()).or_default().insert(kind, *count);
@@ -170,18 +391,61 @@ impl Statistics {
             outcomes: outcomes.iter().map(|(outcome, count)| (outcome.name(), count)).collect(),
             repeated: outcomes.repeated,
             dead_letters: counts.reasons.clone(),
+            unmapped: counts.unmapped.top(UNMAPPED_NAMED).0,
+            requests: counts.requests,
             transitions: counts.transitions.values().sum(),
             transitions_by_rule: by_rule,
             technical: counts.technical,
             delivered: counts.delivered.clone(),
             unreadable: counts.unreadable,
             sink_failures: counts.sink_failures.clone(),
+            withheld: counts.withheld.clone(),
+            withheld_record_only: counts.withheld_record_only.clone(),
+            set_aside: counts.set_aside.clone(),
             restarts: counts.restarts.clone(),
             latency_ms: self.latency.report(),
             delayed: counts.delayed,
             budget_breaches: breaches,
             budget_ok: breaches == 0 && counts.delayed == 0,
         }
+    }
+}
+
+impl Counts {
+    /// Readings by the place they ended in.
+    pub fn outcomes(&self) -> OutcomeCounts {
+        let mut outcomes = self.normalized;
+        outcomes.merge(&self.decided_before);
+        for of_partition in self.decided.values() {
+            outcomes.merge(of_partition);
+        }
+        outcomes
+    }
+
+    /// Alerts that a sink had not taken when the budget was over.
+    pub fn overdue_by_sink(&self) -> BTreeMap<String, u64> {
+        let mut by_sink = BTreeMap::new();
+        for ((sink, _), count) in &self.overdue {
+            *by_sink.entry(sink.clone()).or_default() += count;
+        }
+        by_sink
+    }
+
+    /// Append time of the oldest of a sink's newest canaries, over the partitions it has had one of.
+    pub fn oldest_canary_us(&self, sink: &str) -> Option<Micros> {
+        self.canaries.iter().filter(|((of, _), _)| of == sink).map(|(_, canary)| canary.basis_us).min()
+    }
+
+    /// Partitions of a topic that are assigned to this instance for a stage, with its position and lag.
+    pub fn held<'a>(
+        &'a self,
+        group: &'a str,
+        topic: &'a str,
+    ) -> impl Iterator<Item = (&'a Place, &'a Position, Option<&'a Lag>)> {
+        self.positions
+            .iter()
+            .filter(move |(place, position)| position.held && place.group == group && place.topic == topic)
+            .map(move |(place, position)| (place, position, self.lags.get(place)))
     }
 }
 
@@ -204,6 +468,9 @@ impl Summary {
         }
         for (reason, count) in &self.dead_letters {
             table.push_str(&format!("    dead letter {reason:<18} {count:>8}\n"));
+        }
+        for Entry { kind, text, count } in &self.unmapped {
+            table.push_str(&format!("    unknown {} \"{text}\" {count}\n", kind.name()));
         }
         if self.repeated > 0 {
             table.push_str(&format!(

@@ -17,6 +17,8 @@ struct Run {
     since: Micros,
     /// The key's clock at the evaluation that set `since`, moved as that moved.
     since_clock: Micros,
+    /// Number of that clock.
+    clock: u32,
     /// The newest evaluation of the run.
     newest: Micros,
 }
@@ -63,13 +65,23 @@ pub struct Open {
 
 /// What is remembered of the episode before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Ended {
+pub struct Ended {
     start: Micros,
     at: Micros,
     clock: Micros,
+    /// Number of that clock.
+    clock_number: u32,
     highest: Priority,
     /// Ended by `cleared` or `reset`: a cool-down applies.
     cools_down: bool,
+}
+
+impl Ended {
+    pub fn move_clock(&mut self, clock: u32, by: Micros) {
+        if self.clock_number == clock {
+            self.clock += by;
+        }
+    }
 }
 
 /// Everything one rule knows about one key.
@@ -82,6 +94,8 @@ pub struct KeyState {
     clear: Option<Stretch>,
     open: Option<Box<Open>>,
     ended: Option<Box<Ended>>,
+    /// The rule has changed: its first evaluation may end what the old one opened.
+    changed: bool,
     /// `T` of the newest evaluation.
     pub evaluated_at: Option<Micros>,
     /// Clock value for which a timer is armed.
@@ -92,8 +106,9 @@ pub struct KeyState {
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     pub at: Micros,
-    /// The key's clock.
+    /// The key's clock, and its number.
     pub clock: Micros,
+    pub clock_number: u32,
     /// The allowed gap G; `None`: infinite.
     pub gap_us: Option<Micros>,
     /// A longer distance starts a run again; `None`: never.
@@ -119,6 +134,36 @@ impl KeyState {
         self.open.as_deref()
     }
 
+    /// No run, no episode, no timer: an evaluation that does not say true changes next to nothing.
+    pub fn is_quiet(&self) -> bool {
+        // The run for low is there whenever another is.
+        self.runs[0].is_none() && self.open.is_none() && self.armed.is_none() && !self.changed
+    }
+
+    /// An evaluation of a quiet key that did not say true. False if the allowed gap, which is at least `certain_gap_us`,
+    /// has to be known for it: nothing has changed then.
+    pub fn pass(&mut self, clear: Option<bool>, at: Micros, certain_gap_us: Micros) -> bool {
+        if clear == Some(true) {
+            match &mut self.clear {
+                Some(run) if at - run.newest > certain_gap_us => return false,
+                Some(run) => run.newest = at,
+                none => *none = Some(Stretch { start: at, newest: at }),
+            }
+        } else {
+            self.clear = None;
+        }
+        self.evaluated_at = Some(at);
+        true
+    }
+
+    /// Reads a word of each of its cache lines: see `partition/ahead.rs`.
+    #[inline]
+    pub fn touch(&self) -> u64 {
+        let runs = self.runs[0].is_some() ^ self.runs[1].is_some() ^ self.runs[2].is_some();
+        let others = self.clear.is_some() ^ self.open.is_some() ^ self.evaluated_at.is_some() ^ self.armed.is_some();
+        self.condition_start as u64 ^ u64::from(runs ^ others ^ self.changed)
+    }
+
     /// Nothing is remembered that a future evaluation could depend on.
     pub fn is_blank(&self) -> bool {
         *self == Self::default()
@@ -141,6 +186,10 @@ impl KeyState {
         self.evaluated_at = Some(moment.at);
         self.extend_runs(verdict, moment);
         self.extend_stretches(verdict, clear, moment);
+        if std::mem::take(&mut self.changed) && clear == Some(true) && !self.open.as_deref().is_some_and(|o| o.latched)
+        {
+            steps.extend(self.end(TransitionKind::RuleChanged, moment.at, (moment.clock, moment.clock_number)));
+        }
         if let Verdict::True(said) = verdict
             && let Some(priority) = self.due_by_reading(rule, said, moment.at)
         {
@@ -167,7 +216,8 @@ impl KeyState {
 
     fn extend_runs(&mut self, verdict: Verdict, moment: &Moment) {
         for (i, priority) in Priority::ALL.into_iter().enumerate() {
-            let fresh = Run { since: moment.at, since_clock: moment.clock, newest: moment.at };
+            let fresh =
+                Run { since: moment.at, since_clock: moment.clock, clock: moment.clock_number, newest: moment.at };
             let run = &mut self.runs[i];
             match verdict {
                 Verdict::Unknown => continue,
@@ -229,6 +279,12 @@ impl KeyState {
         }
         let (ended, cool_down) = (self.ended.as_deref()?, rule.cool_down_us?);
         (ended.cools_down && priority <= ended.highest).then_some((ended.clock + cool_down, ended.at + cool_down))
+    }
+
+    /// A hold is complete and only the cool-down keeps it from being raised.
+    pub fn is_held_back(&self, rule: &Rule) -> bool {
+        let complete = |run: Run| run.newest - run.since >= rule.hold_us;
+        self.runs[Priority::Low as usize].is_some_and(complete) && self.held_back_until(rule, Priority::Low).is_some()
     }
 
     /// When the hold of a priority is over, as (clock, `T`).
@@ -310,16 +366,29 @@ impl KeyState {
             open.lower = None;
             steps.extend(self.step(TransitionKind::Deescalated, moment.at, false));
         } else if open.clear.is_some_and(|clear| clear.length() >= rule.clear_hold_us) {
-            steps.extend(self.clear_or_latch(rule, TransitionKind::Cleared, moment.at, moment.clock));
+            steps.extend(self.clear_or_latch(
+                rule,
+                TransitionKind::Cleared,
+                moment.at,
+                (moment.clock, moment.clock_number),
+            ));
         }
     }
 
     /// Ends the episode with `kind`, or latches it where the rule says so. Forgets every run.
-    pub fn clear_or_latch(&mut self, rule: &Rule, kind: TransitionKind, at: Micros, clock: Micros) -> Option<Step> {
+    pub fn clear_or_latch(
+        &mut self,
+        rule: &Rule,
+        kind: TransitionKind,
+        at: Micros,
+        clock: (Micros, u32),
+    ) -> Option<Step> {
+        // What is latched waits for a person, also where a changed rule does not latch any more.
+        self.open.as_deref().filter(|open| !open.latched)?;
         if !rule.latching {
             return self.end(kind, at, clock);
         }
-        let open = self.open.as_deref_mut().filter(|open| !open.latched)?;
+        let open = self.open.as_deref_mut()?;
         open.latched = true;
         open.clear = None;
         open.lower = None;
@@ -327,14 +396,31 @@ impl KeyState {
         self.step(TransitionKind::Latched, at, false)
     }
 
-    /// Ends the episode, if one is open. Forgets every run.
-    pub fn end(&mut self, kind: TransitionKind, at: Micros, clock: Micros) -> Option<Step> {
+    /// Ends the episode, if one is open. Forgets every run. `clock` is the key's, with its number.
+    pub fn end(&mut self, kind: TransitionKind, at: Micros, (clock, clock_number): (Micros, u32)) -> Option<Step> {
         let step = self.step(kind, at, false)?;
         let open = self.open.take()?;
         self.runs = [None; 3];
         let cools_down = matches!(kind, TransitionKind::Cleared | TransitionKind::Reset);
-        self.ended = Some(Box::new(Ended { start: open.start, at: step.at, clock, highest: open.highest, cools_down }));
+        self.ended = Some(Box::new(Ended {
+            start: open.start,
+            at: step.at,
+            clock,
+            clock_number,
+            highest: open.highest,
+            cools_down,
+        }));
         Some(step)
+    }
+
+    /// The rule means something else from now on: runs start over, what is open stays until the new rule says otherwise.
+    pub fn start_over(&mut self) {
+        self.runs = [None; 3];
+        self.clear = None;
+        if let Some(open) = self.open.as_deref_mut() {
+            (open.clear, open.lower) = (None, None);
+        }
+        self.changed = true;
     }
 
     /// A person has seen it. A second acknowledgment changes nothing.
@@ -345,19 +431,29 @@ impl KeyState {
     }
 
     /// A person ends a latched episode.
-    pub fn reset(&mut self, at: Micros, clock: Micros) -> Option<Step> {
+    pub fn reset(&mut self, at: Micros, clock: (Micros, u32)) -> Option<Step> {
         self.open.as_deref().filter(|open| open.latched)?;
         self.end(TransitionKind::Reset, at, clock)
     }
 
-    /// Stored clock values follow a clock that was set back.
-    pub fn move_clock(&mut self, by: Micros) {
-        for run in self.runs.iter_mut().flatten() {
+    /// Stored values of a clock follow it when it is set back.
+    pub fn move_clock(&mut self, clock: u32, by: Micros) {
+        for run in self.runs.iter_mut().flatten().filter(|run| run.clock == clock) {
             run.since_clock += by;
         }
         if let Some(ended) = &mut self.ended {
-            ended.clock += by;
+            ended.move_clock(clock, by);
         }
+    }
+
+    /// What is remembered of the last episode, taken out.
+    pub fn take_ended(&mut self) -> Option<Box<Ended>> {
+        self.ended.take()
+    }
+
+    /// The last episode of this rule and key, from before the rule was put out of force.
+    pub fn remember(&mut self, ended: Box<Ended>) {
+        self.ended = Some(ended);
     }
 
     fn step(&mut self, kind: TransitionKind, at: Micros, by_timer: bool) -> Option<Step> {

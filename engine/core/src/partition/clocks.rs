@@ -51,9 +51,9 @@ pub struct Clock {
 /// What moving a clock would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Movement {
-    /// Not ahead of where it stands.
+    /// Behind where it stands.
     None,
-    /// On to the new value.
+    /// On to the new value, or told again: what has become due meanwhile by other ways fires.
     On,
     /// On, by more than anybody can have watched.
     Jump(Micros),
@@ -72,11 +72,11 @@ impl Clock {
         };
         let distance = to - now;
         if record_clock {
-            return if distance > 0 { Movement::On } else { Movement::None };
+            return if distance >= 0 { Movement::On } else { Movement::None };
         }
         if distance > JUMP {
             Movement::Jump(distance)
-        } else if distance > 0 {
+        } else if distance >= 0 {
             Movement::On
         } else if distance < -JUMP {
             Movement::Back(distance)
@@ -87,6 +87,12 @@ impl Clock {
 
     pub fn arm(&mut self, due: Micros, timer: Timer) {
         self.timers.push(Reverse((due, timer)));
+    }
+
+    /// A timer is due at or before `until`.
+    #[inline]
+    pub fn is_due(&self, until: Micros) -> bool {
+        self.timers.peek().is_some_and(|Reverse((due, _))| *due <= until)
     }
 
     /// All entries of the earliest due value at or before `until`.

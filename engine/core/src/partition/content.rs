@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use wardbell_rules::evaluate::Inputs;
+use wardbell_rules::rule::Read;
 use wardbell_schemas::Micros;
-use wardbell_schemas::alert::{Content, EpisodeId, Evidence, Kind, Priority, RuleReference, TransitionKind};
+use wardbell_schemas::alert::{
+    CANARY_RULE, Content, EpisodeId, Evidence, Kind, Priority, RuleReference, TransitionKind,
+};
 use wardbell_schemas::duration;
-use wardbell_schemas::reading::SourcePosition;
+use wardbell_schemas::reading::{ReadingRow, SourcePosition};
 
 use super::evaluation::View;
 use super::plan::Plan;
-use super::series::Position;
-use super::{Decided, KeyRef, Partition};
+use super::series::{Position, Series};
+use super::{Decided, KeyRef, Noticed, Partition};
 use crate::episode::Step;
 
 /// Rule ids of the engine's own alerts.
@@ -64,6 +67,7 @@ impl Partition {
             reads: &reads,
             patient: &self.state.patients[patient as usize],
             at,
+            answers: None,
         };
         let (message, fault) = checked.message(view.catalogue, &mut view);
         let limits: BTreeMap<String, f64> = checked
@@ -75,11 +79,12 @@ impl Partition {
         let readings = checked.readings(&mut view);
         let evidence = readings
             .into_iter()
-            .map(|(feature, value, threshold)| {
+            .map(|Read { feature, value, threshold, bound }| {
                 let signal = self.catalogue.signal(checked.signals[feature.signal]);
                 let series = reads[feature.signal].map(|series| &self.state.series[series as usize]);
                 let in_unit = feature.function.in_signal_unit();
                 let state = value.filter(|_| signal.is_category() && in_unit).map(|value| signal.print(value as i64));
+                let known_to = bound.map(|bound| format!("{}{}", bound.symbol(), signal.print_f64(bound.value())));
                 let function = match threshold {
                     Some(threshold) => {
                         let name = feature.text.split('(').next().unwrap_or_default();
@@ -92,7 +97,7 @@ impl Partition {
                     series: series.map_or_else(|| "-".to_owned(), |series| series.key.clone()),
                     function,
                     value,
-                    state,
+                    state: state.or(known_to),
                     unit: if in_unit { signal.unit.clone() } else { String::new() },
                 }
             })
@@ -123,11 +128,7 @@ impl Partition {
             evidence,
             limits,
             event_time: newest.map(|series| series.newest_event),
-            flags: newest
-                .and_then(|series| series.reason())
-                .map(|reason| reason.name().to_owned())
-                .into_iter()
-                .collect(),
+            flags: newest.map(Series::flags).unwrap_or_default(),
         };
         let source = newest.and_then(|series| series.newest_source).map(|position| self.position(position));
         self.push(content, if step.by_timer { None } else { basis_us }, source);
@@ -188,9 +189,23 @@ impl Partition {
         self.push(content, basis_us, source);
     }
 
+    /// Says what the job noticed about itself, and no longer does.
+    pub(super) fn say_noticed(&mut self, noticed: &Noticed, step: &TechnicalStep, message: String) {
+        let content = self.technical_content(&noticed.rule, "-", &noticed.key, noticed.priority, step, message);
+        self.push(content, None, None);
+    }
+
+    /// A canary reading has come through: a transition that sinks take and nobody sees.
+    pub(super) fn say_canary(&mut self, row: &ReadingRow<'_>) {
+        let at = row.event_time_us;
+        let step = TechnicalStep { kind: TransitionKind::Raised, at, start: at, raised_at: at, number: 0 };
+        let content = self.technical_content(CANARY_RULE, "-", row.patient, Priority::Low, &step, String::new());
+        self.push(content, None, None);
+    }
+
     fn technical_content(
         &self,
-        rule: &'static str,
+        rule: &str,
         patient: &str,
         key: &str,
         priority: Priority,

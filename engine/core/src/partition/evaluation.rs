@@ -1,6 +1,6 @@
 //! Evaluating rules: which are concerned, what they see, when their timers are due.
 
-use wardbell_rules::evaluate::Inputs;
+use wardbell_rules::evaluate::{Bound, Inputs};
 use wardbell_rules::ir::{Function, Verdict};
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::TransitionKind;
@@ -11,7 +11,7 @@ use super::plan::{Plan, RulePlan};
 use super::series::Series;
 use super::{Evaluated, KeyRef, Partition, Patient, RecordContext};
 use crate::episode::Moment;
-use crate::window::{self, Question};
+use crate::window;
 
 /// The frozen view of one key at one evaluation time.
 pub(super) struct View<'a> {
@@ -23,28 +23,68 @@ pub(super) struct View<'a> {
     pub reads: &'a [Option<u32>],
     pub patient: &'a Patient,
     pub at: Micros,
+    /// Answers of this series at this time that another rule has asked for already; for rules of one signal.
+    pub answers: Option<&'a mut Answers>,
+}
+
+/// What was asked of one series since its newest reading, by the places of the signal's questions.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    series: u32,
+    known: Vec<Option<Option<f64>>>,
+}
+
+impl Answers {
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// Answers what a rule of one signal asks with its feature, which takes no threshold.
+    #[inline]
+    fn answer(
+        &mut self,
+        plan: &Plan,
+        rule: &RulePlan,
+        feature: usize,
+        index: u32,
+        series: &mut Series,
+        at: Micros,
+    ) -> Option<f64> {
+        let signal = plan.signal(series.signal_index());
+        if self.series != index || self.known.is_empty() {
+            self.series = index;
+            self.known.clear();
+            self.known.resize(signal.questions.len(), None);
+        }
+        *self.known[rule.shared[feature]].get_or_insert_with(|| {
+            window::answer(&series.samples, &mut series.running, &signal.windows, &rule.questions[feature], 0.0, at)
+        })
+    }
 }
 
 impl Inputs for View<'_> {
+    #[inline]
     fn feature(&mut self, feature: usize, threshold: f64) -> Option<f64> {
-        let rule = &self.rule.rule;
-        let known = &rule.features[feature];
+        let known = &self.rule.rule.features[feature];
         let Some(series) = self.reads[known.signal] else {
             // No series at all: nothing was counted, everything else is unknown.
             return matches!(known.function, Function::Count).then_some(0.0);
         };
-        let signal = self.catalogue.signal(rule.signals[known.signal]);
-        let question = Question {
-            function: known.function,
-            window: self.rule.windows[feature],
-            accept_questionable: rule.accept_questionable,
-            max_age_us: Some(rule.max_age_us.unwrap_or(signal.stale_after_us)).filter(|age| *age > 0),
-            threshold,
-            per_unit: signal.per_unit,
-        };
-        let series = &mut self.series[series as usize];
-        let windows = &self.plan.signal(signal.index).windows;
-        window::answer(&series.samples, &mut series.running, windows, &question, self.at)
+        let question = &self.rule.questions[feature];
+        let of_series = &mut self.series[series as usize];
+        match self.answers.as_mut().filter(|_| !question.function.takes_threshold()) {
+            Some(answers) => answers.answer(self.plan, self.rule, feature, series, of_series, self.at),
+            None => {
+                let windows = &self.plan.signal(of_series.signal_index()).windows;
+                window::answer(&of_series.samples, &mut of_series.running, windows, question, threshold, self.at)
+            }
+        }
+    }
+
+    fn bound(&mut self, feature: usize) -> Option<Bound> {
+        let known = &self.rule.rule.features[feature];
+        let series = self.reads[known.signal].filter(|_| matches!(known.function, Function::Last))?;
+        window::bound(&self.series[series as usize].samples, &self.rule.questions[feature], self.at)
     }
 
     fn limit(&self, limit: usize) -> Option<f64> {
@@ -90,9 +130,10 @@ impl Partition {
         }
     }
 
-    /// The key's clock: of the series, or the smallest among the series it reads.
-    pub(super) fn key_clock(&self, plan: &Plan, rule: usize, key: KeyRef) -> Micros {
-        self.clock_now(self.clock_of_key(plan, rule, key))
+    /// The key's clock, with its number: that of the series, or the smallest among the series it reads.
+    pub(super) fn key_clock(&self, plan: &Plan, rule: usize, key: KeyRef) -> (Micros, u32) {
+        let number = self.clock_of_key(plan, rule, key);
+        (self.clock_now(number), number)
     }
 
     fn clock_of_key(&self, plan: &Plan, rule: usize, key: KeyRef) -> u32 {
@@ -103,10 +144,15 @@ impl Partition {
         let of_signals = || plan.rules[rule].rule.signals.iter().filter_map(|signal| patient.signal(*signal));
         let clock = |series: u32| self.state.series[series as usize].clock;
         let primary = of_signals().filter_map(|known| known.primary).map(clock);
-        let smallest = primary.min_by_key(|clock| (self.clock_now(*clock), *clock));
+        // Of two that agree, the one with the smaller name.
+        let order = |a: &u32, b: &u32| {
+            let of = |clock: &u32| (self.clock_now(*clock), self.state.clocks[*clock as usize].name.as_str());
+            of(a).cmp(&of(b))
+        };
+        let smallest = primary.min_by(order);
         smallest.unwrap_or_else(|| {
             let any = of_signals().flat_map(|known| &known.series).map(|series| clock(*series));
-            any.min_by_key(|clock| (self.clock_now(*clock), *clock)).unwrap_or(0)
+            any.min_by(order).unwrap_or(0)
         })
     }
 
@@ -144,13 +190,16 @@ impl Partition {
 
     /// Evaluates one rule for one key and says what follows.
     pub(super) fn evaluate(&mut self, plan: &Plan, rule: usize, key: KeyRef, context: &RecordContext) {
+        if let KeyRef::Series(series) = key
+            && self.passes_by(plan, rule, series)
+        {
+            return;
+        }
         let Some(at) = self.evaluation_time(plan, rule, key) else {
             return;
         };
         let mut reads = std::mem::take(&mut self.scratch.reads);
         self.reads(plan, rule, key, &mut reads);
-        let (gap_us, restart_us) = self.gap(plan, rule, &reads);
-        let clock = self.key_clock(plan, rule, key);
         let patient = self.patient_of(key);
         let rule_plan = &plan.rules[rule];
         let mut view = View {
@@ -161,8 +210,74 @@ impl Partition {
             reads: &reads,
             patient: &self.state.patients[patient as usize],
             at,
+            answers: match key {
+                KeyRef::Series(_) => Some(&mut self.scratch.answers),
+                KeyRef::Patient(_) => None,
+            },
         };
-        let (verdict, clear) = rule_plan.rule.evaluate(&mut view);
+        let bands = rule_plan.bands.as_ref().filter(|_| view.patient.limits.is_empty());
+        let said = bands.and_then(|bands| bands.evaluate(&mut view));
+        let (verdict, clear) = said.unwrap_or_else(|| rule_plan.rule.evaluate(&mut view));
+        // Almost every evaluation ends here: nothing was going on and nothing begins.
+        if self.trace.is_none() && !matches!(verdict, Verdict::True(_)) && view.patient.n_stale == 0 {
+            let state = self.key_state_mut(plan, rule, key);
+            if state.is_quiet() && state.pass(clear, at, rule_plan.certain_gap_us) {
+                self.scratch.reads = reads;
+                return;
+            }
+        }
+        self.follow(plan, rule, key, at, verdict, clear, reads, context);
+    }
+
+    /// Where almost every evaluation ends: a rule that compares one feature, a series about which nothing was going on,
+    /// and nothing begins. False if there is more to it: nothing has changed then.
+    #[inline]
+    fn passes_by(&mut self, plan: &Plan, rule: usize, index: u32) -> bool {
+        let rule_plan = &plan.rules[rule];
+        let series = &mut self.state.series[index as usize];
+        let patient = &self.state.patients[series.patient as usize];
+        let Some((bands, feature)) = rule_plan.bands.as_ref().and_then(|bands| Some((bands, bands.feature()?))) else {
+            return false;
+        };
+        let state = &series.rules[rule_plan.slot];
+        let untouched = state.is_quiet() && patient.n_stale == 0 && patient.limits.is_empty() && self.trace.is_none();
+        let Some(at) = series.newest_t.max(state.evaluated_at).filter(|_| untouched) else {
+            return false;
+        };
+        let answer = self.scratch.answers.answer(plan, rule_plan, feature, index, series, at);
+        let Some((verdict, clear)) = answer.filter(|value| value.is_finite()).map(|value| bands.at(value)) else {
+            return false;
+        };
+        !matches!(verdict, Verdict::True(_)) && series.rules[rule_plan.slot].pass(clear, at, rule_plan.certain_gap_us)
+    }
+
+    /// What an evaluation that may change something says.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one evaluation, each named at the call")]
+    fn follow(
+        &mut self,
+        plan: &Plan,
+        rule: usize,
+        key: KeyRef,
+        at: Micros,
+        verdict: Verdict,
+        clear: Option<bool>,
+        reads: Vec<Option<u32>>,
+        context: &RecordContext,
+    ) {
+        let (gap_us, restart_us) = self.gap(plan, rule, &reads);
+        let (clock, clock_number) = self.key_clock(plan, rule, key);
+        let patient = self.patient_of(key);
+        let rule_plan = &plan.rules[rule];
+        let mut view = View {
+            plan,
+            rule: rule_plan,
+            catalogue: self.catalogue,
+            series: &mut self.state.series,
+            reads: &reads,
+            patient: &self.state.patients[patient as usize],
+            at,
+            answers: None,
+        };
         if let Some(trace) = &mut self.trace {
             let readings = rule_plan.rule.readings(&mut view);
             trace.push(Evaluated {
@@ -179,15 +294,17 @@ impl Partition {
                     Verdict::True(priority) => priority.name(),
                 },
                 clear,
-                values: readings.into_iter().map(|(feature, value, _)| (feature.text.clone(), value)).collect(),
+                values: readings.into_iter().map(|read| (read.feature.text.clone(), read.value)).collect(),
             });
         }
         self.scratch.reads = reads;
-        let moment = Moment { at, clock, gap_us, restart_us };
+        let moment = Moment { at, clock, clock_number, gap_us, restart_us };
         let mut steps = std::mem::take(&mut self.scratch.steps);
         steps.clear();
         let state = self.key_state_mut(plan, rule, key);
+        let ends_held_back = verdict == Verdict::False && state.is_held_back(&rule_plan.rule);
         state.evaluate(&rule_plan.rule, verdict, clear, &moment, &mut steps);
+        self.held_back += u64::from(ends_held_back);
         for step in &steps {
             self.say(plan, rule, key, step, context.basis_us);
         }
@@ -260,7 +377,7 @@ impl Partition {
             return;
         }
         self.key_state_mut(plan, rule, key).armed = None;
-        if self.key_clock(plan, rule, key) < due {
+        if self.key_clock(plan, rule, key).0 < due {
             // Another of the series it reads is behind: wait for that one's clock.
             let clock = self.clock_of_key(plan, rule, key);
             self.key_state_mut(plan, rule, key).armed = Some(due);
@@ -301,7 +418,8 @@ impl Partition {
         }
         let at = self.evaluation_time(plan, rule, KeyRef::Series(series)).unwrap_or(context.broker);
         for silent in self.silent_siblings(series) {
-            let clock = self.clock_now(self.state.series[silent as usize].clock);
+            let number = self.state.series[silent as usize].clock;
+            let clock = (self.clock_now(number), number);
             let state = &mut self.state.series[silent as usize].rules[rule_plan.slot];
             if let Some(step) = state.clear_or_latch(&rule_plan.rule, TransitionKind::Superseded, at, clock) {
                 state.armed = None;

@@ -5,37 +5,42 @@
 //! same transitions, byte for byte.
 //!
 //! Reading order: [`Partition::apply`] (a batch), `apply_record` (one source record: clock, timers, times, windows,
-//! rules), [`time`] (when a reading counts), [`clocks`] (timers), [`series`] and [`plan`]; `content.rs` says a transition.
+//! rules), [`time`] (when a reading counts), [`clocks`] (timers), [`series`] and [`plan`]; `content.rs` says a transition;
+//! `ahead.rs` is for speed only.
 
 pub mod clocks;
 pub mod plan;
 pub mod series;
 pub mod time;
 
+mod activation;
+mod ahead;
 mod content;
 mod evaluation;
 mod silence;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use wardbell_rules::RuleSet;
-use wardbell_schemas::alert::{Content, EpisodeId, TransitionKind};
+use wardbell_schemas::alert::{Content, EpisodeId, Priority, TransitionKind};
 use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
-use wardbell_schemas::control::{Control, ControlRecord};
+use wardbell_schemas::control::{Condition, Control, ControlRecord};
 use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
-use wardbell_schemas::reading::{Quality, ReadingColumns, ReadingRow, Reason, SourcePosition};
+use wardbell_schemas::reading::{
+    Change, Comparator, Policies, Quality, ReadingColumns, ReadingRow, Reason, SourcePosition,
+};
 use wardbell_schemas::{Micros, SECOND};
 
 use self::clocks::{Clock, Movement, Timer};
 use self::plan::Plan;
 use self::series::{Position, Series, Technical};
 use self::time::{Bounds, Decision, Replaced, SeriesTime};
-use crate::episode::KeyState;
-use crate::window::Samples;
+use crate::episode::{Ended, KeyState};
+use crate::window::{Reading, Samples};
 
 /// Decision settings of one partition: part of what decides, so part of the set.
 #[derive(Debug, Clone)]
@@ -49,6 +54,8 @@ pub struct Settings {
     pub epoch_check: bool,
     /// Records carry their own time, which is believed; all of them are one source.
     pub record_clock: bool,
+    /// What single connectors allow, where that differs from the above.
+    pub connectors: Vec<Connector>,
     /// Samples a series keeps.
     pub samples_max: usize,
     /// The log before the first applied record is not known: what happened there may be missing from windows.
@@ -63,15 +70,40 @@ impl Settings {
             skew_us: 5 * SECOND,
             epoch_check: true,
             record_clock: false,
+            connectors: Vec::new(),
             samples_max: wardbell_rules::SAMPLES_MAX as usize,
             resumed: false,
         }
     }
 
-    fn bounds(&self) -> Bounds {
-        Bounds { lateness_us: self.lateness_us, skew_us: self.skew_us, epoch_check: self.epoch_check, coarse: false }
+    /// What holds for the readings of a source topic.
+    fn bounds(&self, topic: &str) -> Bounds {
+        let connector = self.connectors.iter().find(|connector| connector.topics.iter().any(|known| known == topic));
+        Bounds {
+            lateness_us: connector.map_or(self.lateness_us, |connector| connector.lateness_us),
+            skew_us: connector.map_or(self.skew_us, |connector| connector.skew_us),
+            epoch_check: self.epoch_check,
+            coarse: connector.is_some_and(|connector| connector.coarse),
+            reset_days: connector.map(|connector| connector.reset_days.clone()).unwrap_or_default(),
+        }
     }
 }
+
+/// What one connector allows of its devices' clocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connector {
+    /// Source topics it reads.
+    pub topics: Vec<String>,
+    pub lateness_us: Micros,
+    pub skew_us: Micros,
+    /// It declares a time resolution: every reading of a later record with the same stamp is a sample.
+    pub coarse: bool,
+    /// Beginnings (UTC, µs since 1970) of days to which its devices' clocks are reset.
+    pub reset_days: Vec<Micros>,
+}
+
+/// The device of readings that prove the path: each becomes a transition of `technical/canary` that sinks do not show.
+pub const CANARY_DEVICE: &str = "wardbell-canary";
 
 /// A transition with what is needed to measure it.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,6 +169,11 @@ impl Names {
         &self.names[number as usize]
     }
 
+    /// Reads where a name's text stands and how it begins: for the cache, see `ahead.rs`.
+    fn touch(&self, number: u32) -> u64 {
+        u64::from(self.names[number as usize].as_bytes().first().copied().unwrap_or(0))
+    }
+
     fn index(&mut self) {
         self.numbers = self.names.iter().zip(0..).map(|(name, number)| (name.clone(), number)).collect();
     }
@@ -186,6 +223,17 @@ impl Patient {
     fn signal(&self, signal: SignalIndex) -> Option<&SignalOfPatient> {
         self.signals.iter().find(|known| known.signal == signal.0)
     }
+
+    /// Reads a word of every part that readings need: for the cache, see `ahead.rs`.
+    fn touch(&self) -> u64 {
+        u64::from(self.n_stale) ^ (self.limits.len() ^ self.signals.len() ^ self.rules.len()) as u64
+    }
+
+    /// The same for what those parts point to.
+    fn touch_inside(&self) -> u64 {
+        let of_signals = self.signals.iter().fold(0, |touched, known| touched ^ u64::from(known.signal));
+        self.rules.iter().fold(of_signals, |touched, state| touched ^ state.touch())
+    }
 }
 
 /// Everything that is written into a checkpoint; the rest of a partition is derived from it.
@@ -199,7 +247,7 @@ pub struct State {
     patients: Vec<Patient>,
     series: Vec<Series>,
     /// Control records that were applied, by id.
-    controls: Vec<String>,
+    controls: BTreeSet<String>,
     /// Source records applied so far; names a record.
     record: u64,
     /// Samples accepted and series gone stale so far: tells which came first.
@@ -208,6 +256,28 @@ pub struct State {
     pub transitions: u64,
     /// Rule ids in the order their key states are kept in.
     rule_ids: Vec<String>,
+    /// Number and content hash of the set in force.
+    in_force: Option<(u64, String)>,
+    /// What the job noticed about itself.
+    conditions: Vec<Noticed>,
+    /// The last episodes of rules that are not in force any more: one that comes back begins later than they ended.
+    retired: Vec<Retired>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Retired {
+    rule: String,
+    key: KeyRef,
+    ended: Box<Ended>,
+}
+
+/// A technical alert that a control record begins and ends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Noticed {
+    rule: String,
+    key: String,
+    priority: Priority,
+    alert: Technical,
 }
 
 type SeriesKey = (u32, u32, u16, u32);
@@ -222,24 +292,22 @@ pub struct Partition {
     series_by_key: HashMap<SeriesKey, u32>,
     free_series: Vec<u32>,
     feed_by_name: HashMap<(String, i32), u32>,
+    /// What holds for each feed's readings.
+    bounds: Vec<Arc<Bounds>>,
     /// Open physiological episodes, for people who act on them.
     open: HashMap<u128, (usize, KeyRef)>,
     outcomes: OutcomeCounts,
     message_faults: u64,
+    held_back: u64,
     decided: Vec<Decided>,
     /// What evaluations saw, if somebody wants to know.
     trace: Option<Vec<Evaluated>>,
     scratch: Scratch,
-    /// Names of the row before, most often those of this one.
-    names_before: NamesBefore,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct NamesBefore {
-    feed: Option<u32>,
-    patient: Option<u32>,
-    device: Option<u32>,
-    method: Option<u32>,
+    /// The feed of the record before, most often that of this one.
+    feed_before: Option<u32>,
+    /// `technical/clock` alerts that are open.
+    n_clock_alerts: usize,
+    ahead: ahead::Ahead,
 }
 
 /// Buffers used again for each record.
@@ -251,6 +319,7 @@ struct Scratch {
     reads: Vec<Option<u32>>,
     concerned: Vec<(usize, KeyRef)>,
     newest_of_record: Vec<(u32, Micros)>,
+    answers: evaluation::Answers,
 }
 
 /// A reading whose time is decided and whose turn has not come.
@@ -262,10 +331,23 @@ struct Pending {
     replaced: Option<Replaced>,
     said: bool,
     value: Option<i64>,
+    comparator: Comparator,
     questionable: bool,
     quality: Quality,
     reason: Reason,
+    policies: Policies,
     index: u32,
+    /// It changes the sample at `t`.
+    changes: bool,
+    /// Its time could be decided.
+    accepted: bool,
+}
+
+impl Pending {
+    fn plain(&self) -> Reading {
+        let Self { t, value, questionable, comparator, .. } = *self;
+        Reading { t, value, questionable, comparator, cover_us: 0 }
+    }
 }
 
 /// Times and place of the record that is being applied.
@@ -296,13 +378,17 @@ impl Partition {
             series_by_key: HashMap::new(),
             free_series: Vec::new(),
             feed_by_name: HashMap::new(),
+            bounds: Vec::new(),
             open: HashMap::new(),
             outcomes: OutcomeCounts::default(),
             message_faults: 0,
+            held_back: 0,
             decided: Vec::new(),
             trace: None,
             scratch: Scratch::default(),
-            names_before: NamesBefore::default(),
+            feed_before: None,
+            n_clock_alerts: 0,
+            ahead: ahead::Ahead::default(),
         };
         partition.derive();
         partition
@@ -320,6 +406,11 @@ impl Partition {
     /// Messages that faulted and were replaced by the plain one.
     pub fn message_faults(&self) -> u64 {
         self.message_faults
+    }
+
+    /// Conditions that were over before their cool-down was.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     /// Patients, series and open physiological episodes right now.
@@ -352,14 +443,16 @@ impl Partition {
     /// [`ApplyError`]; nothing has changed then.
     pub fn apply(&mut self, batch: &RecordBatch, canonical_us: Micros) -> Result<(), ApplyError> {
         let columns = ReadingColumns::try_new(batch).map_err(ApplyError::SchemaMismatch)?;
-        let known = |row: Option<ReadingRow<'_>>| row.is_some_and(|row| self.catalogue.get(row.signal.0).is_some());
-        if let Some(row) = (0..columns.len()).find(|row| !known(columns.row(*row))) {
+        if let Some(row) = columns.first_unknown(self.catalogue.signals().len()) {
             return Err(ApplyError::UnknownCode { row });
         }
+        let plan = self.plan.clone();
+        self.look_at_batch(&columns);
         let mut start = 0;
         while start < columns.len() {
+            self.look_ahead(&columns, start);
             let end = columns.record_end(start);
-            self.apply_record(&columns, start..end, canonical_us);
+            self.apply_record(&plan, &columns, start..end, canonical_us);
             start = end;
         }
         Ok(())
@@ -367,11 +460,8 @@ impl Partition {
 
     /// Applies one control record at its place in the log.
     pub fn apply_control(&mut self, record: &ControlRecord) {
-        if !record.id.is_empty() {
-            if self.state.controls.contains(&record.id) {
-                return;
-            }
-            self.state.controls.push(record.id.clone());
+        if !record.id.is_empty() && !self.state.controls.insert(record.id.clone()) {
+            return;
         }
         match &record.control {
             Control::Tick { claims } => {
@@ -392,7 +482,9 @@ impl Partition {
             Control::Discharge { patient } => self.discharge(patient),
             Control::Acknowledge { episode, .. } => self.act_on(episode, TransitionKind::Acknowledged),
             Control::Reset { episode, .. } => self.act_on(episode, TransitionKind::Reset),
-            // Sets come with activation; until then a partition runs the set it was given.
+            Control::Standby { patient, device } => self.stand_by(patient, device.as_deref()),
+            Control::Condition(condition) => self.follow_condition(condition),
+            // The caller has the set: it calls [`Partition::activate`].
             Control::Activate { .. } => {}
         }
     }
@@ -415,49 +507,61 @@ impl Partition {
 
     /// One source record: its clock and the timers that makes due; then times in the record's order; then, in order of
     /// `t`, samples and rules.
-    fn apply_record(&mut self, columns: &ReadingColumns<'_>, rows: std::ops::Range<usize>, canonical_us: Micros) {
-        let Some(first) = columns.row(rows.start) else {
-            return;
+    fn apply_record(
+        &mut self,
+        plan: &Plan,
+        columns: &ReadingColumns<'_>,
+        rows: std::ops::Range<usize>,
+        canonical_us: Micros,
+    ) {
+        let (topic, partition, offset, source_time_us, append_time_us) = columns.source(rows.start);
+        let feed = match self.feed_before {
+            Some(feed) if self.is_feed(feed, topic, partition) => feed,
+            _ => self.feed(topic, partition),
         };
-        let feed = match self.names_before.feed {
-            Some(feed) if self.is_feed(feed, first.source_topic, first.source_partition) => feed,
-            _ => self.feed(first.source_topic, first.source_partition),
-        };
-        self.names_before.feed = Some(feed);
+        self.feed_before = Some(feed);
         let known = &mut self.state.feeds[feed as usize];
-        if first.source_offset < known.next_offset {
+        if offset < known.next_offset {
             self.outcomes.repeated += rows.len() as u64;
             return;
         }
-        known.next_offset = first.source_offset + 1;
+        known.next_offset = offset + 1;
         let clock = known.clock;
-        let broker = match first.append_time_us {
-            None if !self.settings.record_clock => first.source_time_us.min(canonical_us),
-            _ => first.source_time_us,
+        if columns.names(rows.start).1 == CANARY_DEVICE
+            && columns.row(rows.start).is_some_and(|row| row.quality == Quality::Test)
+        {
+            // It moves no clock and is no reading: it only has to come through.
+            rows.filter_map(|row| columns.row(row)).for_each(|row| self.say_canary(&row));
+            return;
+        }
+        let broker = match append_time_us {
+            None if !self.settings.record_clock => source_time_us.min(canonical_us),
+            _ => source_time_us,
         };
-        let context =
-            RecordContext { feed, clock, offset: first.source_offset, broker, basis_us: first.append_time_us };
+        let context = RecordContext { feed, clock, offset, broker, basis_us: append_time_us };
         self.state.record += 1;
         self.move_clock(clock, broker);
         self.decide_times(columns, rows, &context);
-        self.take_in_order(&context);
+        self.take_in_order(plan, &context);
     }
 
     /// Decides outcome and `t` of a record's readings in the record's order; accepted ones become pending.
     fn decide_times(&mut self, columns: &ReadingColumns<'_>, rows: std::ops::Range<usize>, context: &RecordContext) {
-        let bounds = self.settings.bounds();
         let record = self.state.record;
         let clock_now = self.clock_now(context.clock);
         let mut pending = std::mem::take(&mut self.scratch.pending);
         let mut newest = std::mem::take(&mut self.scratch.newest_of_record);
         pending.clear();
         newest.clear();
-        for row in rows.filter_map(|row| columns.row(row)) {
+        for place in rows {
+            let Some(row) = columns.row(place) else {
+                continue;
+            };
             if row.quality == Quality::Test {
                 self.outcomes.add(Outcome::Test);
                 continue;
             }
-            let series = self.series(&row, context);
+            let series = self.series(place, &row, context);
             pending.push(Pending {
                 series,
                 t: 0,
@@ -465,30 +569,51 @@ impl Partition {
                 replaced: None,
                 said: false,
                 value: row.value.filter(|_| !matches!(row.quality, Quality::Missing | Quality::Technical)),
+                comparator: row.comparator,
                 questionable: row.quality == Quality::Questionable,
                 quality: row.quality,
                 reason: row.reason,
+                policies: row.policies,
                 index: row.source_index,
+                changes: false,
+                accepted: true,
             });
+            if row.change != Change::None {
+                let bounds = self.bounds[context.feed as usize].clone();
+                self.name_changed(&mut pending, row.change, clock_now, &bounds);
+            }
         }
         // Of each record only the newest event time of a series counts for the slow-clock rule.
-        newest.extend(pending.iter().map(|reading| (reading.series, reading.event)));
+        newest.extend(pending.iter().filter(|reading| !reading.changes).map(|reading| (reading.series, reading.event)));
         if newest.len() > 1 {
             newest.sort_unstable();
         }
+        let bounds = &self.bounds[context.feed as usize];
         for (i, (series, event)) in newest.iter().enumerate() {
             if newest.get(i + 1).is_none_or(|(next, _)| next != series) {
                 let time = &mut self.state.series[*series as usize].time;
-                time.begin_record(*event, context.broker, clock_now, record, &bounds);
+                time.begin_record(*event, context.broker, clock_now, record, bounds);
             }
         }
-        pending.retain_mut(|reading| {
+        let mut all_accepted = true;
+        for reading in &mut pending {
             let time = &mut self.state.series[reading.series as usize].time;
-            match time.decide(reading.event, reading.value, context.broker, clock_now, record, &bounds) {
-                Decision::At { t, replaced, said } => {
-                    (reading.t, reading.replaced, reading.said) = (t, replaced, said);
-                    return true;
-                }
+            let bounds = &self.bounds[context.feed as usize];
+            if reading.changes {
+                // An earlier reading of this record may have another `t` than was remembered before it.
+                reading.t = time.t_of(reading.event, clock_now, bounds).unwrap_or(reading.t);
+                time.correct(reading.event, reading.value, reading.comparator);
+                continue;
+            }
+            let said = (reading.value, reading.comparator);
+            let decision = time.decide(reading.event, said, context.broker, clock_now, record, bounds);
+            if let Decision::At { t, replaced, said } = decision {
+                (reading.t, reading.replaced, reading.said) = (t, replaced, said);
+                continue;
+            }
+            (reading.accepted, all_accepted) = (false, false);
+            match decision {
+                Decision::At { .. } => {}
                 Decision::Duplicate { later_record } => {
                     self.outcomes.add(Outcome::Duplicate);
                     if later_record {
@@ -498,14 +623,37 @@ impl Partition {
                 Decision::Conflict => self.outcomes.add(Outcome::Conflict),
                 Decision::Late => self.outcomes.add(Outcome::Late),
             }
-            false
-        });
+        }
+        if !all_accepted {
+            pending.retain(|reading| reading.accepted);
+        }
         self.scratch.pending = pending;
         self.scratch.newest_of_record = newest;
     }
 
+    /// Finds the sample that the last of these readings corrects or retracts. A correction of nothing that is held is a
+    /// reading like others; a retraction of nothing has come too late.
+    fn name_changed(&mut self, pending: &mut Vec<Pending>, change: Change, clock_now: Micros, bounds: &Bounds) {
+        let Some(mut reading) = pending.pop() else {
+            return;
+        };
+        if change == Change::Retracts {
+            reading.value = None;
+        }
+        let series = &mut self.state.series[reading.series as usize];
+        let t = series.time.t_of(reading.event, clock_now, bounds).unwrap_or(reading.event);
+        let same = |earlier: &Pending| (earlier.series, earlier.event) == (reading.series, reading.event);
+        if series.samples.holds(t) || pending.iter().any(same) {
+            (reading.t, reading.changes) = (t, true);
+        } else if change == Change::Retracts {
+            self.outcomes.add(Outcome::Late);
+            return;
+        }
+        pending.push(reading);
+    }
+
     /// Takes pending readings in order of `t`, those of one `t` together, and evaluates what they concern.
-    fn take_in_order(&mut self, context: &RecordContext) {
+    fn take_in_order(&mut self, plan: &Plan, context: &RecordContext) {
         let mut pending = std::mem::take(&mut self.scratch.pending);
         if pending.len() > 1 {
             pending.sort_by_key(|reading| reading.t);
@@ -516,16 +664,15 @@ impl Partition {
             let mut concerned = std::mem::take(&mut self.scratch.concerned);
             concerned.clear();
             for reading in &pending[start..end] {
-                if self.accept(reading, context) {
+                if self.accept(plan, reading, context) {
                     self.add_concerned(reading.series, &mut concerned);
                 }
             }
             if end - start > 1 {
                 self.order_concerned(&mut concerned);
             }
-            let plan = self.plan.clone();
             for (rule, key) in &concerned {
-                self.evaluate(&plan, *rule, *key, context);
+                self.evaluate(plan, *rule, *key, context);
             }
             self.scratch.concerned = concerned;
             start = end;
@@ -534,11 +681,17 @@ impl Partition {
     }
 
     /// Takes one reading into its series. False if its turn came too late.
-    fn accept(&mut self, reading: &Pending, context: &RecordContext) -> bool {
+    fn accept(&mut self, plan: &Plan, reading: &Pending, context: &RecordContext) -> bool {
         let clock_now = self.clock_now(context.clock);
-        let plan = self.plan.clone();
+        self.scratch.answers.forget();
         let series = &mut self.state.series[reading.series as usize];
-        if series.newest_t.is_some_and(|newest| newest - reading.t > self.settings.lateness_us) {
+        if reading.changes {
+            let held = series.correct(&reading.plain());
+            self.outcomes.add(if held { Outcome::Corrected } else { Outcome::Late });
+            return held;
+        }
+        let lateness_us = self.bounds[context.feed as usize].lateness_us;
+        if series.newest_t.is_some_and(|newest| newest - reading.t > lateness_us) {
             series.time.take_back(reading.event, self.state.record);
             self.outcomes.add(Outcome::Late);
             return false;
@@ -549,14 +702,7 @@ impl Partition {
             series.samples = Samples::new(Some(reading.t - 1));
         }
         let newest_before = series.newest_t;
-        let overrun = series.accept(
-            reading.t,
-            reading.value,
-            reading.questionable,
-            signal,
-            signal_plan,
-            self.settings.samples_max,
-        );
+        let overrun = series.accept(&reading.plain(), signal, signal_plan, self.settings.samples_max);
         if newest_before.is_none_or(|before| reading.t >= before) {
             series.newest_source = Some(Position { feed: context.feed, offset: context.offset, index: reading.index });
             series.newest_event = reading.event;
@@ -567,7 +713,9 @@ impl Partition {
                 Some(Replaced::Slow) => Reason::ClockOffset,
                 Some(Replaced::Coarse) => Reason::TimeCoarse,
             } as u8;
+            series.newest_policies = reading.policies;
         }
+        let series = &mut self.state.series[reading.series as usize];
         if reading.value.is_some() {
             self.state.sequence += 1;
             series.first_sample.get_or_insert(self.state.sequence);
@@ -584,11 +732,17 @@ impl Partition {
         };
         self.outcomes.add(outcome);
         self.device_clock(reading, context);
+        if reading.reason == Reason::Off {
+            self.expect_nothing(reading.series, clock_now, context.basis_us);
+        }
         if reading.value.is_some() {
             self.arm_silence(reading.series);
             self.end_stale(reading.series, TransitionKind::Cleared, clock_now, context.basis_us);
             self.spoke_for_others(reading.series, clock_now, context);
             self.choose_primary(reading.series, reading.t);
+        }
+        let alerting = reading.value.is_some() && self.state.series[reading.series as usize].overrun.open.is_some();
+        if overrun || alerting {
             self.follow_overrun(reading.series, overrun, clock_now, context);
         }
         true
@@ -608,7 +762,7 @@ impl Partition {
             Some(primary) if primary == index => false,
             Some(primary) => {
                 let newest = self.state.series[primary as usize].samples.newest_sample(true);
-                stale_us > 0 && newest.is_some_and(|newest| t - newest > stale_us)
+                stale_us > 0 && newest.is_none_or(|newest| t - newest > stale_us)
             }
         };
         if takes_over {
@@ -639,6 +793,7 @@ impl Partition {
             self.state.clocks.len() as u32 - 1
         };
         let feed = self.state.feeds.len() as u32;
+        self.bounds.push(Arc::new(self.settings.bounds(topic)));
         self.state.feeds.push(Feed { topic: topic.to_owned(), partition, next_offset: i64::MIN, clock });
         self.feed_by_name.insert(name, feed);
         feed
@@ -655,31 +810,41 @@ impl Partition {
     }
 
     /// The series of a row, made at first sight. Its clock is that of its newest reading's source.
-    fn series(&mut self, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
-        let before = self.names_before;
-        let patient = match before.patient {
-            Some(patient) if self.state.patient_names.name(patient) == row.patient => patient,
-            _ => self.patient(row.patient),
-        };
-        let device = match before.device {
-            Some(device) if self.state.device_names.name(device) == row.device => device,
-            _ => self.state.device_names.number(row.device),
-        };
-        let method = match before.method {
-            Some(method) if self.state.method_names.name(method) == row.method => method,
-            _ => self.state.method_names.number(row.method),
-        };
-        self.names_before.patient = Some(patient);
-        self.names_before.device = Some(device);
-        self.names_before.method = Some(method);
-        let key = (patient, device, row.signal.0, method);
-        if let Some(index) = self.series_by_key.get(&key).copied() {
-            if self.state.series[index as usize].clock != context.clock {
-                self.change_clock(index, context.clock);
+    fn series(&mut self, place: usize, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
+        let index = match self.ahead.guess(place).filter(|guess| self.is_series(*guess, row)) {
+            Some(guess) => guess,
+            None => {
+                let index = self.series_by_names(row, context);
+                self.ahead.learn(place, index);
+                index
             }
-            return index;
+        };
+        if self.state.series[index as usize].clock != context.clock {
+            self.change_clock(index, context.clock);
         }
-        self.new_series(key, row, context.clock)
+        index
+    }
+
+    fn is_series(&self, index: u32, row: &ReadingRow<'_>) -> bool {
+        let State { patient_names, device_names, method_names, .. } = &self.state;
+        self.state.series.get(index as usize).is_some_and(|series| {
+            series.alive
+                && series.signal == row.signal.0
+                && patient_names.name(series.patient) == row.patient
+                && device_names.name(series.device) == row.device
+                && method_names.name(series.method) == row.method
+        })
+    }
+
+    fn series_by_names(&mut self, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
+        let patient = self.patient(row.patient);
+        let device = self.state.device_names.number(row.device);
+        let method = self.state.method_names.number(row.method);
+        let key = (patient, device, row.signal.0, method);
+        match self.series_by_key.get(&key) {
+            Some(index) => *index,
+            None => self.new_series(key, row, context.clock),
+        }
     }
 
     fn new_series(&mut self, key: SeriesKey, row: &ReadingRow<'_>, clock: u32) -> u32 {
@@ -705,6 +870,7 @@ impl Partition {
             newest_source: None,
             newest_event: 0,
             newest_reason: 0,
+            newest_policies: Policies::NONE,
             alive: true,
         };
         series.fit(self.plan.signal(row.signal));
@@ -744,9 +910,12 @@ impl Partition {
         }
         self.feed_by_name =
             self.state.feeds.iter().zip(0..).map(|(feed, i)| ((feed.topic.clone(), feed.partition), i)).collect();
+        self.bounds = self.state.feeds.iter().map(|feed| Arc::new(self.settings.bounds(&feed.topic))).collect();
         for clock in &mut self.state.clocks {
             clock.disarm();
         }
+        let devices = self.state.patients.iter().flat_map(|patient| &patient.devices);
+        self.n_clock_alerts = devices.filter(|device| device.alert.open.is_some()).count();
         let plan = self.plan.clone();
         let ids: Vec<String> = plan.set.rules.iter().map(|rule| rule.id.clone()).collect();
         if !self.state.rule_ids.is_empty() && self.state.rule_ids != ids {
@@ -818,7 +987,7 @@ impl Partition {
         let plan = self.plan.clone();
         let clock = self.key_clock(&plan, rule, key);
         let state = self.key_state_mut(&plan, rule, key);
-        let at = state.evaluated_at.unwrap_or(clock);
+        let at = state.evaluated_at.unwrap_or(clock.0);
         let step = match kind {
             TransitionKind::Reset => state.reset(at, clock),
             _ => state.acknowledge(at),
@@ -852,6 +1021,9 @@ impl Partition {
 
     /// Fires what is due at or before `until`, in the order of (due, patient, key, rule id).
     fn fire_timers(&mut self, clock: u32, until: Micros) {
+        if !self.state.clocks[clock as usize].is_due(until) {
+            return;
+        }
         let mut entries = std::mem::take(&mut self.scratch.due);
         while let Some(due) = self.state.clocks[clock as usize].pop_due(until, &mut entries) {
             let plan = self.plan.clone();

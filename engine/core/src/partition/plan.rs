@@ -3,18 +3,24 @@
 use std::sync::Arc;
 
 use wardbell_rules::ir::Function;
-use wardbell_rules::{Rule, RuleSet};
+use wardbell_rules::{Bands, Rule, RuleSet};
 use wardbell_schemas::Micros;
 use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
 
-use crate::window::{Needs, WindowPlan};
+use crate::window::{Needs, Question, WindowPlan};
 
 /// One rule with its place in the plan.
 #[derive(Debug)]
 pub struct RulePlan {
     pub rule: Arc<Rule>,
-    /// For each feature of the rule, the index of its window among those of its signal.
-    pub windows: Vec<Option<usize>>,
+    /// For rules that compare one number with limits: the fast way to decide.
+    pub bands: Option<Bands>,
+    /// For each feature of the rule, what is asked of its series.
+    pub questions: Vec<Question>,
+    /// For rules of one signal: each feature's place among the signal's, where rules share answers.
+    pub shared: Vec<usize>,
+    /// The allowed gap is never shorter than this.
+    pub certain_gap_us: Micros,
     /// Index among the rules of its signal (key: series) or among the rules of patients (key: patient).
     pub slot: usize,
 }
@@ -29,6 +35,8 @@ pub struct SignalPlan {
     pub of_series: Vec<usize>,
     /// All rules that read the signal, in the order of their ids.
     pub readers: Vec<usize>,
+    /// What rules whose key is the series ask of it, each question once.
+    pub questions: Vec<Question>,
 }
 
 /// A rule set ready to run.
@@ -61,24 +69,43 @@ impl Plan {
             } else {
                 0
             };
-            let windows = rule
+            let mut shared = Vec::new();
+            let questions: Vec<Question> = rule
                 .features
                 .iter()
                 .map(|feature| {
-                    if matches!(feature.function, Function::Last | Function::Prev | Function::Age) {
-                        return None;
-                    }
-                    let plan = signals.get_mut(usize::from(rule.signals[feature.signal].0))?;
-                    let wanted = WindowPlan {
-                        length_us: feature.window_us,
-                        class,
+                    let signal = catalogue.signal(rule.signals[feature.signal]);
+                    let plan = &mut signals[usize::from(signal.index.0)];
+                    let windowless = matches!(feature.function, Function::Last | Function::Prev | Function::Age);
+                    let window = (!windowless).then(|| {
+                        let wanted = WindowPlan {
+                            length_us: feature.window_us,
+                            class,
+                            accept_questionable: rule.accept_questionable,
+                            needs: Needs::of(feature.function),
+                        };
+                        plan.longest_us = plan.longest_us.max(feature.window_us);
+                        share_window(&mut plan.windows, wanted)
+                    });
+                    let question = Question {
+                        function: feature.function,
+                        window,
                         accept_questionable: rule.accept_questionable,
-                        needs: Needs::of(feature.function),
+                        max_age_us: Some(rule.max_age_us.unwrap_or(signal.stale_after_us)).filter(|age| *age > 0),
+                        per_unit: signal.per_unit,
                     };
-                    plan.longest_us = plan.longest_us.max(feature.window_us);
-                    Some(share_window(&mut plan.windows, wanted))
+                    if !rule.is_of_patient() {
+                        let known = plan.questions.iter().position(|known| *known == question);
+                        shared.push(known.unwrap_or_else(|| {
+                            plan.questions.push(question);
+                            plan.questions.len() - 1
+                        }));
+                    }
+                    question
                 })
                 .collect();
+            let typical = rule.signals.iter().map(|signal| catalogue.signal(*signal).typical_interval_us).min();
+            let certain_gap_us = rule.gap_us.unwrap_or(2 * typical.unwrap_or(0));
             for signal in &rule.signals {
                 signals[usize::from(signal.0)].readers.push(index);
             }
@@ -89,7 +116,8 @@ impl Plan {
             };
             let slot = home.len();
             home.push(index);
-            rules.push(RulePlan { rule: rule.clone(), windows, slot });
+            let bands = Bands::of(rule);
+            rules.push(RulePlan { rule: rule.clone(), bands, questions, shared, certain_gap_us, slot });
         }
         Self { rules, signals, of_patient, set: set.clone() }
     }

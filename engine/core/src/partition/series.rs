@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wardbell_schemas::catalogue::{Signal, SignalIndex};
-use wardbell_schemas::reading::Reason;
+use wardbell_schemas::reading::{Policies, Policy, Reason};
 use wardbell_schemas::{Micros, SECOND};
 
 use super::plan::SignalPlan;
@@ -39,10 +39,13 @@ impl Intervals {
 
     /// What silence is measured by: the closing interval counts at once.
     fn longest_expected(&self, typical_us: Micros) -> Micros {
-        let mut all = *self;
-        all.count_closing();
-        let kept = &all.last[3 - usize::from(all.known)..];
-        let rhythm = if all.known == 3 { median(all.last) } else { kept.iter().copied().max().unwrap_or(0) };
+        let [_, second, third] = self.last;
+        let (last, known) = match self.closing {
+            Some(closing) => ([second, third, closing], self.known + 1),
+            None => (self.last, self.known),
+        };
+        // Those that are not known yet are 0.
+        let rhythm = if known >= 3 { median(last) } else { last[0].max(last[1]).max(last[2]) };
         rhythm.max(typical_us)
     }
 }
@@ -120,6 +123,7 @@ pub struct Series {
     pub newest_source: Option<Position>,
     pub newest_event: Micros,
     pub newest_reason: u8,
+    pub newest_policies: Policies,
     /// False once forgotten; the place is used again.
     pub alive: bool,
 }
@@ -133,6 +137,28 @@ impl Series {
     pub fn fit(&mut self, plan: &SignalPlan) {
         self.running = plan.windows.iter().map(|_| Running::default()).collect();
         self.rules.resize_with(plan.of_series.len(), KeyState::default);
+    }
+
+    /// Reads a word of every cache line that readings need: see `ahead.rs`.
+    #[inline]
+    pub fn touch(&self) -> u64 {
+        let instants = self.newest_event ^ self.intervals.last[0] ^ self.intervals.last[2] ^ self.silence.forget_at;
+        let options = self.newest_t.is_some() ^ self.overrun.open.is_some() ^ self.silence.alert.open.is_some();
+        let counts = self.newest_sample ^ self.silence.stale_since ^ self.rules.len() as u64 ^ u64::from(self.clock);
+        self.time.touch() ^ self.samples.touch() ^ instants as u64 ^ counts ^ u64::from(options)
+    }
+
+    /// Writes where the next reading will be written, and takes it back.
+    pub fn touch_next(&mut self) {
+        self.time.touch_next();
+        self.samples.touch_next();
+    }
+
+    /// The same for what those lines point to.
+    pub fn touch_inside(&self) -> u64 {
+        let inside = self.time.touch_inside() ^ self.samples.touch_inside();
+        let inside = self.rules.iter().fold(inside, |touched, state| touched ^ state.touch());
+        self.running.iter().fold(inside, |touched, running| touched ^ running.touch(&self.samples))
     }
 
     /// The deadline and the time of forgetting, counted from `clock`.
@@ -153,35 +179,35 @@ impl Series {
         };
     }
 
-    /// Takes an accepted reading into samples, windows and intervals. Gives whether a sample that the longest window
-    /// still needs had to go.
-    pub fn accept(
-        &mut self,
-        t: Micros,
-        value: Option<i64>,
-        questionable: bool,
-        signal: &Signal,
-        plan: &SignalPlan,
-        samples_max: usize,
-    ) -> bool {
+    /// Takes an accepted reading into samples, windows and intervals; how long it covers is found here. Gives whether a
+    /// sample that the longest window still needs had to go.
+    pub fn accept(&mut self, reading: &Reading, signal: &Signal, plan: &SignalPlan, samples_max: usize) -> bool {
+        let t = reading.t;
         self.intervals.count_closing();
         let expected = self.intervals.expected(signal.typical_interval_us).unwrap_or(signal.typical_interval_us);
         let cover_us = match signal.stale_after_us {
             0 => 2 * expected,
             stale => (2 * expected).min(stale),
         };
-        if value.is_some()
+        if reading.value.is_some()
             && let Some(before) = self.samples.newest_sample(true)
             && t > before
         {
             self.intervals.closing = Some(t - before);
         }
-        let accepted = self.samples.accept(&Reading { t, value, questionable, cover_us });
+        let accepted = self.samples.accept(&Reading { cover_us, ..*reading });
         if accepted == crate::window::Accepted::Inside {
             self.running.iter_mut().for_each(Running::reset);
         }
         self.newest_t = self.newest_t.max(Some(t));
         self.evict(plan, samples_max)
+    }
+
+    /// Puts a corrected value in the place of the sample with this `t`, or takes the sample out. Gives whether it was held.
+    pub fn correct(&mut self, reading: &Reading) -> bool {
+        let held = self.samples.correct(reading);
+        self.running.iter_mut().for_each(Running::reset);
+        held
     }
 
     /// Lets go what no window needs, and what is above the cap. The two newest samples always stay.
@@ -206,12 +232,25 @@ impl Series {
         overrun
     }
 
+    /// Key states of a new set's rules: each follows its rule from where `kept` says it was.
+    pub fn refit(&mut self, plan: &SignalPlan, kept: impl Fn(usize) -> Option<usize>) {
+        let mut before = std::mem::take(&mut self.rules);
+        self.fit(plan);
+        for (state, rule) in self.rules.iter_mut().zip(&plan.of_series) {
+            if let Some(state_before) = kept(*rule).and_then(|slot| before.get_mut(slot)) {
+                *state = std::mem::take(state_before);
+            }
+        }
+    }
+
     /// The longest window can be answered at the series' newest `t`.
     pub fn longest_window_is_known(&self, plan: &SignalPlan) -> bool {
         self.newest_t.is_some_and(|t| t - plan.longest_us >= self.samples.held_from())
     }
 
-    pub fn reason(&self) -> Option<Reason> {
-        Reason::from_code(self.newest_reason).filter(|reason| *reason != Reason::None)
+    /// Reasons and policies attached to the newest reading.
+    pub fn flags(&self) -> Vec<String> {
+        let reason = Reason::from_code(self.newest_reason).filter(|reason| *reason != Reason::None).map(Reason::name);
+        reason.into_iter().chain(self.newest_policies.iter().map(Policy::name)).map(str::to_owned).collect()
     }
 }

@@ -8,8 +8,10 @@ use wardbell_schemas::{Micros, SECOND};
 use super::clocks::{JUMP, Timer};
 use super::content::{self, TechnicalStep};
 use super::series::{Technical, TechnicalOpen};
-use super::{KeyRef, Partition, Pending, RecordContext, Replaced};
+use super::{Condition, KeyRef, Noticed, Partition, Pending, RecordContext, Replaced};
 
+/// What a job may say about itself.
+const CONDITIONS: [&str; 2] = ["technical/budget", "technical/sink"];
 /// A wrong device clock is said again after this at the earliest.
 const CLOCK_AGAIN_AFTER: Micros = 3_600 * SECOND;
 
@@ -53,6 +55,7 @@ impl Partition {
     pub(super) fn change_clock(&mut self, index: u32, clock: u32) {
         let series = &mut self.state.series[index as usize];
         series.clock = clock;
+        series.time.change_clock();
         series.silence.deadline_armed = None;
         series.silence.forget_armed = None;
         let patient = series.patient;
@@ -98,6 +101,51 @@ impl Partition {
         self.say_of_series(content::STALE, index, step, basis_us);
     }
 
+    /// Nothing is expected of the series until its next sample: it was switched off on purpose.
+    pub(super) fn expect_nothing(&mut self, index: u32, at: Micros, basis_us: Option<Micros>) {
+        self.end_stale(index, TransitionKind::Cleared, at, basis_us);
+        self.state.series[index as usize].silence.deadline = None;
+    }
+
+    /// The patient's devices, or one of them, were switched off on purpose.
+    pub(super) fn stand_by(&mut self, patient: &str, device: Option<&str>) {
+        let patient = self.patient(patient) as usize;
+        let of_patient = self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone());
+        let named = |series: &u32| {
+            let series = &self.state.series[*series as usize];
+            device.is_none_or(|device| self.state.device_names.name(series.device) == device)
+        };
+        let mut concerned: Vec<u32> = of_patient.filter(named).collect();
+        concerned.sort_by(|a, b| self.state.series[*a as usize].key.cmp(&self.state.series[*b as usize].key));
+        for index in concerned {
+            let now = self.clock_now(self.state.series[index as usize].clock);
+            self.expect_nothing(index, now, None);
+        }
+    }
+
+    /// The job noticed something about itself, or that it is over.
+    pub(super) fn follow_condition(&mut self, condition: &Condition) {
+        let known = |noticed: &Noticed| (&noticed.rule, &noticed.key) == (&condition.rule, &condition.key);
+        let place = match self.state.conditions.iter().position(known) {
+            Some(place) => place,
+            None if !condition.holds || !CONDITIONS.contains(&condition.rule.as_str()) => return,
+            None => {
+                let (rule, key, priority) = (condition.rule.clone(), condition.key.clone(), condition.priority);
+                self.state.conditions.push(Noticed { rule, key, priority, alert: Technical::default() });
+                self.state.conditions.len() - 1
+            }
+        };
+        let alert = &mut self.state.conditions[place].alert;
+        let step = match condition.holds {
+            true => alert.raise(condition.at_us),
+            false => alert.end(TransitionKind::Cleared, condition.at_us),
+        };
+        if let Some(step) = step {
+            let noticed = self.state.conditions[place].clone();
+            self.say_noticed(&noticed, &step, condition.detail.clone());
+        }
+    }
+
     /// A duplicate with a value in a later record moves the deadline and ends a stale alert, like a sample.
     pub(super) fn sign_of_life(&mut self, index: u32, clock_now: Micros, context: &RecordContext) {
         let series = &mut self.state.series[index as usize];
@@ -130,6 +178,9 @@ impl Partition {
 
     /// `technical/clock`: raised at the first reading whose time is replaced, cleared by the first at its event time.
     pub(super) fn device_clock(&mut self, reading: &Pending, context: &RecordContext) {
+        if reading.replaced.is_none() && self.n_clock_alerts == 0 {
+            return;
+        }
         let series = &self.state.series[reading.series as usize];
         let (patient, device) = (series.patient, series.device);
         let now = self.clock_now(context.clock);
@@ -152,6 +203,10 @@ impl Partition {
         let Some(step) = step else {
             return;
         };
+        match reading.replaced {
+            Some(_) => self.n_clock_alerts += 1,
+            None => self.n_clock_alerts -= 1,
+        }
         let key = format!("{}/-/-", self.state.device_names.name(device));
         let what = match reading.replaced {
             Some(Replaced::Future) => "is ahead of the broker's",
@@ -216,7 +271,6 @@ impl Partition {
             }
             series.silence.deadline_armed = None;
             series.silence.forget_armed = None;
-            series.rules.iter_mut().for_each(|state| state.move_clock(distance));
             self.arm_silence(index);
         }
         for patient in 0..self.state.patients.len() as u32 {
@@ -227,20 +281,14 @@ impl Partition {
                     *raise += distance;
                 }
             }
-            for rule in &plan.of_patient {
-                if self.clock_of(&plan, *rule, patient) == clock {
-                    self.key_state_mut(&plan, *rule, KeyRef::Patient(patient)).move_clock(distance);
-                }
-            }
+        }
+        let of_series = self.state.series.iter_mut().flat_map(|series| &mut series.rules);
+        let of_patients = self.state.patients.iter_mut().flat_map(|patient| &mut patient.rules);
+        of_series.chain(of_patients).for_each(|state| state.move_clock(clock, distance));
+        for retired in &mut self.state.retired {
+            retired.ended.move_clock(clock, distance);
         }
         self.rearm_holds(&plan);
-    }
-
-    fn clock_of(&self, plan: &super::Plan, rule: usize, patient: u32) -> u32 {
-        let known = &self.state.patients[patient as usize];
-        let signals = plan.rules[rule].rule.signals.iter().filter_map(|signal| known.signal(*signal));
-        let clocks = signals.filter_map(|known| known.primary).map(|series| self.state.series[series as usize].clock);
-        clocks.min_by_key(|clock| (self.clock_now(*clock), *clock)).unwrap_or(u32::MAX)
     }
 
     pub(super) fn raise_feed_alert(&mut self, clock: u32, at: Micros, distance: Micros) {
@@ -326,7 +374,8 @@ impl Partition {
             match ending {
                 Ending::Rule(rule, key) => {
                     let state = self.key_state_mut(&plan, rule, key);
-                    let step = state.end(TransitionKind::Expired, at, at);
+                    // No cool-down follows, so it does not matter whose clock it is.
+                    let step = state.end(TransitionKind::Expired, at, (at, 0));
                     if let Some(step) = step {
                         self.say(&plan, rule, key, &step, None);
                     }
@@ -346,12 +395,16 @@ impl Partition {
                 }
             }
         }
+        self.state
+            .retired
+            .retain(|retired| !matches!(retired.key, KeyRef::Series(index) if forgotten.contains(&index)));
         for index in forgotten {
             let series = &mut self.state.series[*index as usize];
             series.alive = false;
             let key = (series.patient, series.device, series.signal, series.method);
             let signal = series.signal;
             self.series_by_key.remove(&key);
+            self.ahead.forget();
             self.free_series.push(*index);
             let known = &mut self.state.patients[patient as usize];
             let Some(place) = known.signals.iter().position(|known| known.signal == signal) else {

@@ -6,13 +6,16 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+use wardbell_schemas::reading::Comparator;
 use wardbell_schemas::{Micros, SECOND};
+
+use crate::window::push_back;
 
 /// 2001-01-01T00:00:00Z: a device clock before this stands at its reset date.
 const EPOCH_BEFORE: Micros = 978_307_200 * SECOND;
 
 /// What a connector allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     pub lateness_us: Micros,
     pub skew_us: Micros,
@@ -20,6 +23,16 @@ pub struct Bounds {
     pub epoch_check: bool,
     /// The connector declares stamps coarser than its readings: every repeated stamp of a later record is a sample.
     pub coarse: bool,
+    /// Beginnings (UTC) of days to which clocks of this connector's devices are reset.
+    pub reset_days: Vec<Micros>,
+}
+
+impl Bounds {
+    /// A device clock that stands at, or runs from, its reset date.
+    fn is_epoch(&self, event: Micros) -> bool {
+        let on_reset_day = |day: &Micros| event >= *day && event - *day < 86_400 * SECOND;
+        (self.epoch_check && event < EPOCH_BEFORE) || self.reset_days.iter().any(on_reset_day)
+    }
 }
 
 /// Why a reading's `t` is not its event time.
@@ -53,6 +66,8 @@ pub enum Decision {
 struct Remembered {
     event: Micros,
     value: Option<i64>,
+    comparator: Comparator,
+    t: Micros,
     /// The source clock at acceptance.
     clock: Micros,
     record: u64,
@@ -72,6 +87,9 @@ pub struct SeriesTime {
     record_before: Option<Micros>,
     /// The record in which the slow-clock rule holds.
     slow_record: Option<u64>,
+    /// A stored clock value was moved, or comes from another clock: the memory is not in order of age any more.
+    #[serde(default)]
+    disordered: bool,
     /// The record in which readings were replaced last, and how many.
     replaced_in: (u64, i64),
 }
@@ -84,7 +102,7 @@ impl SeriesTime {
             return;
         }
         self.record_before = Some(newest);
-        let late = newest < broker - bounds.lateness_us && !(bounds.epoch_check && newest < EPOCH_BEFORE);
+        let late = newest < broker - bounds.lateness_us && !bounds.is_epoch(newest);
         if !late || self.remembered(newest).is_some() {
             self.late_row.clear();
             return;
@@ -108,7 +126,7 @@ impl SeriesTime {
     pub fn decide(
         &mut self,
         event: Micros,
-        value: Option<i64>,
+        (value, comparator): (Option<i64>, Comparator),
         broker: Micros,
         clock: Micros,
         record: u64,
@@ -121,26 +139,24 @@ impl SeriesTime {
                 return Decision::Duplicate { later_record: false };
             }
             if known.record == record {
-                return if known.value == value {
+                return if (known.value, known.comparator) == (value, comparator) {
                     Decision::Duplicate { later_record: false }
                 } else {
                     Decision::Conflict
                 };
             }
-            if known.value == value && !bounds.coarse {
+            if (known.value, known.comparator) == (value, comparator) && !bounds.coarse {
                 return Decision::Duplicate { later_record: true };
             }
             let t = self.newest.map_or(broker, |newest| broker.max(newest + 1));
             self.replacing.get_or_insert((Replaced::Coarse, false));
-            // Renewed, it goes to the back: the memory stays in order of age.
-            self.memory.remove(index);
-            self.memory.push_back(Remembered { event, value, clock, record });
+            push_back(&mut self.memory, Remembered { event, value, comparator, t, clock, record });
             self.replaced_count(record);
             self.newest = self.newest.max(Some(t));
             return Decision::At { t, replaced: Some(Replaced::Coarse), said: false };
         }
         let slow = self.slow_record == Some(record);
-        let epoch = bounds.epoch_check && event < EPOCH_BEFORE;
+        let epoch = bounds.is_epoch(event);
         let future = event > broker + bounds.skew_us;
         let late = !epoch && event < broker - bounds.lateness_us;
         let in_order = self.newest.is_none_or(|newest| event >= newest);
@@ -169,8 +185,26 @@ impl SeriesTime {
         };
         self.newest = self.newest.max(Some(t));
         self.newest_event = self.newest_event.max(Some(event));
-        self.memory.push_back(Remembered { event, value, clock, record });
+        push_back(&mut self.memory, Remembered { event, value, comparator, t, clock, record });
         Decision::At { t, replaced, said }
+    }
+
+    /// The `t` of the last accepted reading with this event time, while it is remembered.
+    pub fn t_of(&mut self, event: Micros, clock: Micros, bounds: &Bounds) -> Option<Micros> {
+        self.forget_old(clock, bounds);
+        self.remembered(event).map(|index| self.memory[index].t)
+    }
+
+    /// The reading with this event time has another value from now on.
+    pub fn correct(&mut self, event: Micros, value: Option<i64>, comparator: Comparator) {
+        if let Some(index) = self.remembered(event) {
+            (self.memory[index].value, self.memory[index].comparator) = (value, comparator);
+        }
+    }
+
+    /// The series is read from another source from now on.
+    pub fn change_clock(&mut self) {
+        self.disordered = true;
     }
 
     /// A reading that was decided here turned out to be late when its turn came: it was never accepted.
@@ -180,11 +214,35 @@ impl SeriesTime {
 
     /// Stored clock values follow a clock that was set back.
     pub fn move_clock(&mut self, by: Micros) {
+        self.disordered = true;
         for known in &mut self.memory {
             known.clock += by;
         }
         for (_, broker) in &mut self.late_row {
             *broker += by;
+        }
+    }
+
+    /// Reads a word of every cache line: see `ahead.rs`.
+    #[inline]
+    pub fn touch(&self) -> u64 {
+        let counts = (self.memory.len() ^ self.late_row.len()) as u64;
+        let options = self.newest.is_some() ^ self.newest_event.is_some() ^ self.record_before.is_some();
+        counts ^ self.replaced_in.0 ^ u64::from(options)
+    }
+
+    /// The same for what those lines point to: the ends, where readings come and go.
+    pub fn touch_inside(&self) -> u64 {
+        let ends = [self.memory.front(), self.memory.get(1), self.memory.back()];
+        ends.into_iter().flatten().fold(0, |touched, known| touched ^ known.clock as u64)
+    }
+
+    /// Writes where the next reading will be remembered, and takes it back.
+    pub fn touch_next(&mut self) {
+        if let Some(known) = self.memory.back().copied() {
+            push_back(&mut self.memory, known);
+            std::hint::black_box(&self.memory);
+            self.memory.pop_back();
         }
     }
 
@@ -200,6 +258,10 @@ impl SeriesTime {
             return;
         }
         let horizon = clock - bounds.lateness_us - bounds.skew_us;
+        if self.disordered {
+            self.memory.retain(|known| known.clock >= horizon);
+            self.disordered = !self.memory.iter().is_sorted_by_key(|known| known.clock);
+        }
         while self.memory.front().is_some_and(|known| known.clock < horizon) {
             self.memory.pop_front();
         }

@@ -9,9 +9,11 @@ mod running;
 mod samples;
 
 pub use running::{Needs, Running};
-pub use samples::{Accepted, Reading, Sample, Samples};
+pub use samples::{Accepted, Reading, Sample, Samples, push_back};
 
+use wardbell_rules::evaluate::Bound;
 use wardbell_rules::ir::Function;
+use wardbell_schemas::reading::Comparator;
 use wardbell_schemas::{Micros, SECOND};
 
 use crate::exact::{ratio_to_f64, sqrt_ratio_to_f64};
@@ -28,7 +30,7 @@ pub struct WindowPlan {
 }
 
 /// What one question about a series is about.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Question {
     pub function: Function,
     /// Index into the signal's window plans; `None` for `last`, `prev`, `age`.
@@ -36,17 +38,17 @@ pub struct Question {
     pub accept_questionable: bool,
     /// Oldest age at which `last` is known; `None`: no limit.
     pub max_age_us: Option<Micros>,
-    pub threshold: f64,
     /// Counts of resolution in one unit.
     pub per_unit: i64,
 }
 
-/// Answers a question at evaluation time `at`. `None` is unknown.
+/// Answers a question at evaluation time `at`. `None` is unknown. `threshold` is for functions that take one.
 pub fn answer(
     samples: &Samples,
     running: &mut [Running],
     plans: &[WindowPlan],
     question: &Question,
+    threshold: f64,
     at: Micros,
 ) -> Option<f64> {
     let accept = question.accept_questionable;
@@ -77,10 +79,23 @@ pub fn answer(
                     let (first, last) = state.ends(samples, plan)?;
                     counts(i128::from(last.value) - i128::from(first.value), 1)
                 }
-                walked => walk(samples, state.start(), accept, walked, question, at),
+                walked => walk(samples, state.start(), accept, walked, question, threshold, at),
             }
         }
     }
+}
+
+/// How far `last` is known where its value came with a comparator.
+pub fn bound(samples: &Samples, question: &Question, at: Micros) -> Option<Bound> {
+    let (value, comparator) = samples.newest_value(question.accept_questionable, at, question.max_age_us)?;
+    let value = ratio_to_f64(value.into(), question.per_unit.into())?;
+    Some(match comparator {
+        Comparator::None => return None,
+        Comparator::Less => Bound::Below { value, inclusive: false },
+        Comparator::LessOrEqual => Bound::Below { value, inclusive: true },
+        Comparator::Greater => Bound::Above { value, inclusive: false },
+        Comparator::GreaterOrEqual => Bound::Above { value, inclusive: true },
+    })
 }
 
 /// Functions that look at every sample of the window.
@@ -90,9 +105,10 @@ fn walk(
     accept: bool,
     function: Function,
     question: &Question,
+    threshold: f64,
     at: Micros,
 ) -> Option<f64> {
-    let inside = || samples.from(start).filter(move |sample| accept || !sample.questionable);
+    let inside = || samples.from(start).filter(move |sample| sample.counts(accept));
     let per_unit = i128::from(question.per_unit);
     match function {
         Function::Median => quantile(inside().map(|sample| sample.value).collect(), 1, 2, per_unit),
@@ -140,14 +156,14 @@ fn walk(
         | Function::FractionIs { .. } => {
             let (mut matching, mut covered, mut any) = (0_i128, 0_i128, false);
             for (sample, until) in samples.covered_from(start, at) {
-                if sample.questionable && !accept {
+                if !sample.counts(accept) {
                     continue;
                 }
                 any = true;
                 let value = sample.value as f64 / question.per_unit as f64;
                 let counts = match function {
-                    Function::TimeBelow | Function::FractionBelow => value < question.threshold,
-                    Function::TimeAbove | Function::FractionAbove => value > question.threshold,
+                    Function::TimeBelow | Function::FractionBelow => value < threshold,
+                    Function::TimeAbove | Function::FractionAbove => value > threshold,
                     Function::FractionIs { code } => sample.value == code,
                     _ => false,
                 };

@@ -66,6 +66,12 @@ impl Running {
         self.max.front().map(|(_, value)| *value)
     }
 
+    /// Reads a word of each of its cache lines, and the sample that leaves next: see `partition/ahead.rs`.
+    pub fn touch(&self, samples: &Samples) -> u64 {
+        let leaving = samples.get(self.start).map_or(0, |sample| sample.t as u64);
+        leaving ^ self.end ^ u64::from(self.count) ^ (self.min.len() ^ self.max.len()) as u64
+    }
+
     pub fn start(&self) -> u64 {
         self.start
     }
@@ -75,7 +81,7 @@ impl Running {
         if self.count < 2 {
             return None;
         }
-        let mut inside = samples.from(self.start).filter(|sample| plan.accept_questionable || !sample.questionable);
+        let mut inside = samples.from(self.start).filter(|sample| sample.counts(plan.accept_questionable));
         Some((inside.next()?, inside.next_back()?))
     }
 
@@ -114,7 +120,7 @@ impl Running {
     }
 
     fn push(&mut self, index: u64, sample: &Sample, plan: &WindowPlan) {
-        if sample.questionable && !plan.accept_questionable {
+        if !sample.counts(plan.accept_questionable) {
             return;
         }
         self.count += 1;
@@ -136,7 +142,7 @@ impl Running {
     fn drop_first(&mut self, sample: &Sample, plan: &WindowPlan) {
         let index = self.start;
         self.start += 1;
-        if sample.questionable && !plan.accept_questionable {
+        if !sample.counts(plan.accept_questionable) {
             return;
         }
         self.count -= 1;
