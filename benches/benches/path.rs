@@ -24,6 +24,10 @@ use wardbell_schemas::alert::hash_contents;
 use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::reading::{Comparator, ReadingBatchBuilder};
 
+/// The binary's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Series in work at once: a hospital's partition.
 const SERIES: usize = 4_000;
 const SECONDS: usize = 25;

@@ -99,7 +99,11 @@ pub fn read(record: &Record, catalogue_hash: &str) -> Result<Canonical, Canonica
     let value = record.value.as_deref().unwrap_or_default();
     let damaged = |what: &str| CanonicalError::Damaged(what.to_owned().into());
     if kind == CONTROL.as_bytes() {
-        let control = serde_json::from_slice(value).map_err(|error| CanonicalError::Damaged(error.into()))?;
+        // Not the error itself: it quotes what it found, and control records name patients.
+        let place = |error: serde_json::Error| {
+            damaged(&format!("not a control record of this version, line {}, column {}", error.line(), error.column()))
+        };
+        let control = serde_json::from_slice(value).map_err(place)?;
         return Ok(Canonical::Control(control));
     }
     let is_old = kind == b"readings/1";

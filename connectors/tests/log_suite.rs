@@ -48,6 +48,7 @@ suite!(
     a_transaction_shows_records_and_offset_together,
     a_transaction_of_a_fenced_owner_shows_nothing,
     partitions_go_to_members_and_come_back_when_one_leaves,
+    a_member_that_ends_without_answering_an_event_leaves_nothing_hanging,
     a_member_goes_on_from_what_its_group_committed,
     metadata_is_kept_beside_a_committed_offset_until_the_next_commit,
     a_paused_member_gets_events_and_skips_nothing,
@@ -227,6 +228,22 @@ fn partitions_go_to_members_and_come_back_when_one_leaves(log: Arc<dyn Log>) {
     assert_eq!(all, [0, 1, 2, 3], "each partition has one owner");
     second.leave();
     serve(&mut [&mut first], &mut owned[..1], |owned| owned[0].len() == 4);
+}
+
+fn a_member_that_ends_without_answering_an_event_leaves_nothing_hanging(log: Arc<dyn Log>) {
+    let topic = topic(&*log, 2);
+    let group = server::fresh("group");
+    let mut member = join(&*log, &group, &topic);
+    let deadline = Instant::now() + PATIENCE;
+    let mut events = Vec::new();
+    while events.is_empty() && Instant::now() < deadline {
+        events = member.events(Duration::from_millis(50)).expect("events");
+    }
+    assert!(matches!(&events[..], [MemberEvent::Assigned(partitions)] if partitions.len() == 2), "{events:?}");
+    // Whoever takes an event and fails before it has answered drops the member: that must end, and free its place.
+    drop(member);
+    let mut next = join(&*log, &group, &topic);
+    serve(&mut [&mut next], &mut [Vec::new()], |owned| owned[0].len() == 2);
 }
 
 fn a_member_goes_on_from_what_its_group_committed(log: Arc<dyn Log>) {

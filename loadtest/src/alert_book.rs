@@ -89,6 +89,9 @@ impl AlertBook {
             self.unreadable += 1;
             return;
         };
+        if alert.is_canary() {
+            return;
+        }
         let AlertData { content, measured } = alert.data;
         if !self.ids.insert(alert.id.clone()) {
             self.ids_twice += 1;

@@ -213,6 +213,9 @@ impl AlertTally {
             self.unreadable += 1;
             return;
         };
+        if alert.is_canary() {
+            return;
+        }
         if !self.ids.insert(alert.id) {
             self.duplicates += 1;
             return;

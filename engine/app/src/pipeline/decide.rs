@@ -25,7 +25,7 @@ use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::control::Control;
 
 use super::control::{Numbered, Ownership};
-use super::{BACKOFF_MAX, BACKOFF_MIN, Shared};
+use super::{BACKOFF_MAX, BACKOFF_MIN, Shared, says};
 use crate::health::LoopHandle;
 use crate::latency::{BUDGET, Stage};
 use crate::sets::{Change, short};
@@ -141,6 +141,8 @@ impl Owners<'_> {
         let Some(owner) = self.running.remove(partition) else {
             return Ok(());
         };
+        // A message of an earlier owner must not make us wait for a living one.
+        owner.finish.store(true, Ordering::SeqCst);
         let _ = owner.thread.join();
         self.shared.statistics.partition_ended(partition.partition);
         self.shared.statistics.partition_failed(partition.partition);
@@ -420,7 +422,8 @@ impl Stand {
         }
         self.next_offset = record.offset + 1;
         self.newest_us = record.append_us;
-        let decided = self.partition.take_decided();
+        let mut decided = self.partition.take_decided();
+        decided.retain(|decided| says(&decided.content, self.number(), self.shared.topics.partitions));
         if decided.is_empty() {
             return Ok(latency_us);
         }

@@ -26,8 +26,10 @@ use std::time::{Duration, Instant};
 
 use wardbell_connectors::clock::Clock;
 use wardbell_connectors::log::{Log, LogError, Remedy, StampedBy, TopicSpec};
+use wardbell_connectors::partitioner::partition_of;
 use wardbell_connectors::sink::{Identity, Sink};
 use wardbell_core::partition::Settings;
+use wardbell_schemas::alert::Content;
 
 use crate::connector::Connector;
 use crate::health::{Finding, Health, Severity};
@@ -216,6 +218,15 @@ impl Shared {
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
+}
+
+/// Rule id of "a source was watched by nobody".
+const FEED_RULE: &str = "technical/feed";
+
+/// Whether a canonical partition says this transition to the world. A source that nobody watched is noticed in every
+/// partition that its ticks reach; the one its name belongs to says it for all, so that one outage is one alert.
+fn says(content: &Content, partition: i32, n_partitions: i32) -> bool {
+    content.rule.id != FEED_RULE || partition_of(&content.key, n_partitions) == partition
 }
 
 /// A stage, what it reads, and as which consumer group.

@@ -16,7 +16,7 @@ use wardbell_connectors::log::{
 };
 use wardbell_connectors::partitioner::partition_of;
 use wardbell_core::normalize::{self, Normalized, Source};
-use wardbell_core::partition::CANARY_DEVICE;
+use wardbell_core::partition::CANARY;
 use wardbell_schemas::Micros;
 use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
 use wardbell_schemas::control::{Control, ControlRecord, TickClaim};
@@ -218,9 +218,19 @@ impl<'a> Stand<'a> {
                 let committed = self.member.committed(&partitions)?;
                 let mut starts = Vec::new();
                 for (partition, committed) in partitions.into_iter().zip(committed) {
-                    let (first, _) = self.shared.log.offsets(&partition.topic, partition.partition)?;
+                    let (first, end) = self.shared.log.offsets(&partition.topic, partition.partition)?;
                     // Without a committed offset: first start, at the earliest.
-                    let start = committed.unwrap_or(first);
+                    let mut start = committed.unwrap_or(first);
+                    if start > end {
+                        tracing::error!(
+                            topic = partition.topic,
+                            partition = partition.partition,
+                            committed = start,
+                            end,
+                            "the source ends before what was read of it: it was made anew; it is read from its beginning"
+                        );
+                        start = first;
+                    }
                     if start < first {
                         tracing::error!(
                             topic = partition.topic,
@@ -679,7 +689,7 @@ impl<'a> Stand<'a> {
             let mut builder = ReadingBatchBuilder::default();
             builder.push(&ReadingRow {
                 patient: &name,
-                device: CANARY_DEVICE,
+                device: CANARY,
                 signal: SignalIndex(0),
                 method: "-",
                 value: None,
@@ -688,7 +698,7 @@ impl<'a> Stand<'a> {
                 event_time_us: now_us,
                 source_time_us: now_us,
                 append_time_us: None,
-                source_topic: CANARY_DEVICE,
+                source_topic: CANARY,
                 source_partition: partition,
                 source_offset: now_us,
                 source_index: 0,

@@ -16,6 +16,7 @@ use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::control::{Control, ControlRecord};
 use wardbell_schemas::outcome::OutcomeCounts;
 
+use super::says;
 use crate::sets::{ControlTopic, LoadedSet};
 
 /// Nothing new for this long before the known end is an error, not an end.
@@ -36,7 +37,8 @@ pub struct Replayed {
 pub fn canonical_log(log: &dyn Log, topic: &str, sets: &ControlTopic) -> Result<Replayed, LogError> {
     let mut replayed = Replayed::default();
     let mut loaded = LoadedSets { topic: sets, sets: HashMap::new() };
-    for partition in 0..log.describe(topic)?.0 {
+    let n_partitions = log.describe(topic)?.0;
+    for partition in 0..n_partitions {
         let step = || format!("replaying {topic}/{partition}");
         if log.offsets(topic, partition)?.0 > 0 {
             let what = "its first records are deleted: a replay needs the log from its beginning";
@@ -57,7 +59,8 @@ pub fn canonical_log(log: &dyn Log, topic: &str, sets: &ControlTopic) -> Result<
         let mut contents = Vec::new();
         if let Some(mut state) = state {
             replayed.outcomes.merge(state.outcomes());
-            contents.extend(state.take_decided().into_iter().map(|decided| decided.content));
+            let decided = state.take_decided().into_iter().map(|decided| decided.content);
+            contents.extend(decided.filter(|content| says(content, partition, n_partitions)));
         }
         replayed.partitions.push(contents);
     }

@@ -159,13 +159,15 @@ impl Watch {
     fn notice(&self, shared: &Shared, found: &BTreeMap<String, Finding>) {
         let now_us = shared.clock.now_us();
         for sink in shared.sinks.iter() {
+            // Each instance speaks for itself: one that is well must not end what another says.
+            let key = shared.instance.as_ref().map_or(sink.clone(), |instance| format!("{sink}@{instance}"));
             let late = found.contains_key(&budget_key(sink));
-            shared.notices.follow(BUDGET_RULE, sink, late, now_us, || match late {
+            shared.notices.follow(BUDGET_RULE, &key, late, now_us, || match late {
                 true => format!("alerts reach sink {sink} later than the budget of 30 s"),
                 false => format!("alerts have reached sink {sink} within the budget for 5 minutes"),
             });
             let fails = shared.health.stands(&format!("sink/{sink}"));
-            shared.notices.follow(SINK_RULE, sink, fails, now_us, || match fails {
+            shared.notices.follow(SINK_RULE, &key, fails, now_us, || match fails {
                 true => format!("sink {sink} does not take alerts: whoever relies on it is told nothing"),
                 false => format!("sink {sink} takes alerts again"),
             });

@@ -499,6 +499,8 @@ impl<'a> Words<'a> {
         }
         let is_as_sent = conversion == Conversion::IDENTITY && comma.is_none() && method.is_none();
         let quality = if is_as_sent { Quality::Ok } else { Quality::Converted };
+        let is_exact = conversion.apply(raw) == Ratio::new(counts.into(), signal.per_unit.into());
+        let comparator = after_rounding(comparator, is_exact);
         Ok(Measured { comparator, method, policies, ..Measured::new(Some(counts), quality, Reason::None) })
     }
 
@@ -603,6 +605,15 @@ fn state<'a>(text: &str, signal: &Signal) -> Result<Measured<'a>, Refused> {
 
 fn in_counts(conversion: Conversion, raw: Ratio, signal: &Signal) -> Option<i64> {
     conversion.apply(raw)?.to_counts(signal.per_unit)
+}
+
+/// What is said of the rounded value: where rounding moved it, the bound itself is possible.
+fn after_rounding(comparator: Comparator, is_exact: bool) -> Comparator {
+    match comparator {
+        Comparator::Less if !is_exact => Comparator::LessOrEqual,
+        Comparator::Greater if !is_exact => Comparator::GreaterOrEqual,
+        same => same,
+    }
 }
 
 fn is_known_sentinel(decimal: Decimal, signal: &Signal) -> bool {

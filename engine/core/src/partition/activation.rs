@@ -150,6 +150,7 @@ impl Partition {
             if series.alive {
                 series.silence.deadline_armed = None;
                 series.silence.forget_armed = None;
+                series.silence.elsewhere.clear();
                 self.arm_silence(index);
             }
         }

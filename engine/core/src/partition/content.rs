@@ -151,10 +151,15 @@ impl Partition {
         let message = match (rule, step.kind) {
             (STALE, TransitionKind::Raised) => format!("no {display} from device {device}: not measured is not normal"),
             (STALE, TransitionKind::Superseded) => format!("{display} comes from another device than {device} now"),
+            (STALE, TransitionKind::Cleared) if series.silence.deadline.is_none() => {
+                format!("{display} from device {device} is not expected: it is switched off")
+            }
+            (STALE, TransitionKind::Expired) => format!("{display} from device {device} is not expected any more"),
             (STALE, _) => format!("{display} from device {device} is measured again"),
             (_, TransitionKind::Raised) => {
                 format!("{display} from device {device} comes faster than its windows can hold")
             }
+            (_, TransitionKind::Expired) => format!("{display} from device {device} is not followed any more"),
             _ => format!("windows of {display} from device {device} are whole again"),
         };
         let (patient, key, source) = (series.patient, series.key.clone(), series.newest_source);

@@ -102,8 +102,9 @@ pub struct Connector {
     pub reset_days: Vec<Micros>,
 }
 
-/// The device of readings that prove the path: each becomes a transition of `technical/canary` that sinks do not show.
-pub const CANARY_DEVICE: &str = "wardbell-canary";
+/// The source of rows that prove the path: each becomes a transition of `technical/canary` that sinks do not show. No topic
+/// can have this name, so no source can send one.
+pub const CANARY: &str = "wardbell/canary";
 
 /// A transition with what is needed to measure it.
 #[derive(Debug, Clone, PartialEq)]
@@ -515,6 +516,11 @@ impl Partition {
         canonical_us: Micros,
     ) {
         let (topic, partition, offset, source_time_us, append_time_us) = columns.source(rows.start);
+        if topic == CANARY {
+            // It moves no clock and is no reading: it only has to come through.
+            rows.filter_map(|row| columns.row(row)).for_each(|row| self.say_canary(&row));
+            return;
+        }
         let feed = match self.feed_before {
             Some(feed) if self.is_feed(feed, topic, partition) => feed,
             _ => self.feed(topic, partition),
@@ -527,13 +533,6 @@ impl Partition {
         }
         known.next_offset = offset + 1;
         let clock = known.clock;
-        if columns.names(rows.start).1 == CANARY_DEVICE
-            && columns.row(rows.start).is_some_and(|row| row.quality == Quality::Test)
-        {
-            // It moves no clock and is no reading: it only has to come through.
-            rows.filter_map(|row| columns.row(row)).for_each(|row| self.say_canary(&row));
-            return;
-        }
         let broker = match append_time_us {
             None if !self.settings.record_clock => source_time_us.min(canonical_us),
             _ => source_time_us,
@@ -1033,6 +1032,7 @@ impl Partition {
             }
             for timer in &entries {
                 if self.is_elsewhere(*timer, clock) {
+                    self.left_behind(*timer, clock);
                     continue;
                 }
                 match *timer {

@@ -92,6 +92,32 @@ pub struct Silence {
     pub deadline_armed: Option<Micros>,
     #[serde(skip)]
     pub forget_armed: Option<Micros>,
+    /// The same of clocks that the series ran on before: their entries still wait there.
+    #[serde(skip)]
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// Entries of a series in the timer queue of a clock that it does not run on now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub clock: u32,
+    pub deadline_armed: Option<Micros>,
+    pub forget_armed: Option<Micros>,
+}
+
+impl Silence {
+    /// The series runs on another clock from now on. It may come back: a source that spreads a patient's records over its
+    /// partitions changes with every record, and each time must not leave entries behind.
+    pub fn change_clock(&mut self, from: u32, to: u32) {
+        let (deadline_armed, forget_armed) = (self.deadline_armed.take(), self.forget_armed.take());
+        if deadline_armed.is_some() || forget_armed.is_some() {
+            self.elsewhere.push(Elsewhere { clock: from, deadline_armed, forget_armed });
+        }
+        if let Some(place) = self.elsewhere.iter().position(|known| known.clock == to) {
+            let back = self.elsewhere.swap_remove(place);
+            (self.deadline_armed, self.forget_armed) = (back.deadline_armed, back.forget_armed);
+        }
+    }
 }
 
 /// See the module.

@@ -54,15 +54,28 @@ impl Partition {
     /// The series' readings come from another source partition now: its timers move there.
     pub(super) fn change_clock(&mut self, index: u32, clock: u32) {
         let series = &mut self.state.series[index as usize];
+        series.silence.change_clock(series.clock, clock);
         series.clock = clock;
         series.time.change_clock();
-        series.silence.deadline_armed = None;
-        series.silence.forget_armed = None;
         let patient = series.patient;
         self.arm_silence(index);
         let plan = self.plan.clone();
         self.rearm_holds_of_series(&plan, index);
         self.rearm_holds_of_patient(&plan, patient);
+    }
+
+    /// An entry came due on a clock that the series does not run on now.
+    pub(super) fn left_behind(&mut self, timer: Timer, clock: u32) {
+        let (Timer::Forget { series } | Timer::Stale { series }) = timer else {
+            return;
+        };
+        let elsewhere = &mut self.state.series[series as usize].silence.elsewhere;
+        for known in elsewhere.iter_mut().filter(|known| known.clock == clock) {
+            match timer {
+                Timer::Stale { .. } => known.deadline_armed = None,
+                _ => known.forget_armed = None,
+            }
+        }
     }
 
     pub(super) fn stale_if_due(&mut self, index: u32, due: Micros) {
@@ -103,8 +116,8 @@ impl Partition {
 
     /// Nothing is expected of the series until its next sample: it was switched off on purpose.
     pub(super) fn expect_nothing(&mut self, index: u32, at: Micros, basis_us: Option<Micros>) {
-        self.end_stale(index, TransitionKind::Cleared, at, basis_us);
         self.state.series[index as usize].silence.deadline = None;
+        self.end_stale(index, TransitionKind::Cleared, at, basis_us);
     }
 
     /// The patient's devices, or one of them, were switched off on purpose.
@@ -259,6 +272,7 @@ impl Partition {
         self.state.clocks[clock as usize].calm_from += distance;
         for index in 0..self.state.series.len() as u32 {
             let series = &mut self.state.series[index as usize];
+            series.silence.elsewhere.retain(|known| known.clock != clock);
             if !series.alive || series.clock != clock {
                 continue;
             }

@@ -35,6 +35,10 @@ pub(super) struct Entry {
     /// Decided later than the budget.
     decided_late: bool,
     rejections: u32,
+    /// When it was first rejected, and how many had been acknowledged until then.
+    first_rejection: Option<(Instant, u64)>,
+    /// It was handed to the sink, whatever became of it.
+    attempted: bool,
     /// It was told that this waits for longer than the budget.
     overdue: bool,
     /// Counts entries as they come.
@@ -52,6 +56,8 @@ impl Entry {
             decided_late: alert.data.measured.delayed,
             delivery: Delivery { alert: identity.apply(alert), received_us },
             rejections: 0,
+            first_rejection: None,
+            attempted: false,
             overdue: false,
             arrival: 0,
         }
@@ -80,6 +86,9 @@ impl Entry {
         delivery
     }
 }
+
+/// An alert that is rejected for this long is set aside, even if nothing else was taken meanwhile.
+const REJECTING_FOR_LONG: Duration = Duration::from_secs(600);
 
 /// Alerts for one call of a sink.
 #[derive(Debug)]
@@ -142,7 +151,8 @@ impl Queue {
     /// The entries of an episode, by index from `first`, if it is over before anybody was told of it: a raise that was
     /// decided late, everything after it up to its clear, and nothing of high priority.
     fn over_untold(&self, first: usize) -> Option<Vec<usize>> {
-        let raise = self.entries.get(first).filter(|entry| entry.decided_late)?;
+        // What was handed over once may have arrived, whatever became of the answer.
+        let raise = self.entries.get(first).filter(|entry| entry.decided_late && !entry.attempted)?;
         let of_raise = &raise.delivery.alert.data.content;
         if of_raise.transition != TransitionKind::Raised {
             return None;
@@ -185,6 +195,7 @@ pub(super) struct Backlog {
     n_under_way: usize,
     n_arrived: u64,
     n_attempts: u64,
+    n_acknowledged: u64,
     away: Option<Away>,
     withheld: Vec<(i32, i64)>,
 }
@@ -202,6 +213,7 @@ impl Backlog {
             n_under_way: 0,
             n_arrived: 0,
             n_attempts: 0,
+            n_acknowledged: 0,
             away: None,
             withheld: Vec::new(),
         }
@@ -255,6 +267,7 @@ impl Backlog {
         if self.away.take().is_some_and(|away| away.failures >= OUTAGE) {
             self.queues.values_mut().for_each(|queue| queue.not_before = None);
         }
+        self.n_acknowledged += work.places.len() as u64;
         let mut done = Vec::new();
         if let Some(queue) = self.end_attempt(work) {
             (queue.failures, queue.not_before) = (0, None);
@@ -276,6 +289,7 @@ impl Backlog {
         self.n_under_way -= 1;
         let mut failure = Failure { pause: Duration::ZERO, set_aside: None };
         let is_rejected = matches!(error, SinkError::Rejected { .. });
+        let n_acknowledged = self.n_acknowledged;
         if is_rejected {
             // Whoever rejects is there.
             self.away = None;
@@ -292,7 +306,11 @@ impl Backlog {
                 && let Some(entry) = queue.entries.front_mut().filter(|entry| entry.place() == work.places[0])
             {
                 entry.rejections += 1;
-                if entry.rejections >= REJECTIONS_MAX {
+                let (first, taken_before) = *entry.first_rejection.get_or_insert((now, n_acknowledged));
+                // A receiver that rejects everything is broken, not the alert.
+                let others_are_taken = n_acknowledged > taken_before;
+                let for_long = now.saturating_duration_since(first) >= REJECTING_FOR_LONG;
+                if entry.rejections >= REJECTIONS_MAX && (others_are_taken || for_long) {
                     failure.set_aside = queue.entries.pop_front();
                     failure.pause = Duration::ZERO;
                     queue.failures = 0;
@@ -372,6 +390,7 @@ impl Backlog {
             self.rank(&key);
             return None;
         }
+        queue.entries.iter_mut().take(count).for_each(|entry| entry.attempted = true);
         self.n_under_way += 1;
         self.n_attempts += 1;
         let given_up = Arc::new(Notify::new());
