@@ -912,6 +912,18 @@ fn line_3_1_and_10_an_activation_brings_nothing_back() {
 }
 
 #[test]
+fn line_2_8_and_6_10_and_8_2_what_is_sent_again_after_a_discharge_is_another_episode() {
+    let mut log = Log::new(on_record_time(), &["time"]);
+    log.record(0.0, &[reading("spo2", 0.0, 86.0)]);
+    log.control("", Control::Discharge { patient: "patient".to_owned() });
+    log.record(1.0, &[reading("spo2", 0.0, 86.0)]);
+    let decided = log.decided();
+    let episodes: Vec<&str> = decided.iter().map(|decided| decided.content.episode.as_str()).collect();
+    assert_eq!(decided.iter().map(|decided| decided.content.number).collect::<Vec<_>>(), [0, 1, 0]);
+    assert!(episodes[0] == episodes[1] && episodes[1] != episodes[2], "{episodes:?}");
+}
+
+#[test]
 fn line_3_1_a_window_that_cannot_fit_is_refused() {
     assert_eq!(faults(r#"fn raise(heart_rate) { heart_rate.mean("8192s") > 90.0 }"#), [""; 0]);
     assert_eq!(faults(r#"fn raise(heart_rate) { heart_rate.mean("8193s") > 90.0 }"#), ["R027"]);
@@ -1360,6 +1372,20 @@ fn line_8_1_a_reading_that_was_appended_twice_counts_once() {
 fn hashed(parts: [&str; 6]) -> String {
     let digest = Sha256::digest(parts.join("\n").as_bytes());
     digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn line_8_1_and_9_a_source_that_was_made_anew_is_told_and_read() {
+    let mut log = Log::new(settings(), &["time"]);
+    log.each_second("spo2", 0, 3, 95.0);
+    log.next_offset = 0;
+    // Appended again under the same offset and time it is the same reading, later it is another one.
+    log.record(0.0, &[reading("spo2", 0.0, 95.0)]);
+    assert_eq!(log.partition.outcomes().repeated, 1);
+    log.next_offset = 0;
+    log.record(5.0, &[reading("spo2", 5.0, 86.0)]);
+    log.says(&["5s raised high @devices technical/feed", "5s raised high @device-a time"]);
+    assert_eq!(log.partition.outcomes().repeated, 1);
 }
 
 #[test]

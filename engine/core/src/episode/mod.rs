@@ -77,6 +77,15 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Its key was forgotten: only the time before which no new episode begins is left of it.
+    pub fn forget_cool_down(&mut self) {
+        self.cools_down = false;
+    }
+
+    pub fn at(&self) -> Micros {
+        self.at
+    }
+
     pub fn move_clock(&mut self, clock: u32, by: Micros) {
         if self.clock_number == clock {
             self.clock += by;
@@ -444,6 +453,10 @@ impl KeyState {
         if let Some(ended) = &mut self.ended {
             ended.move_clock(clock, by);
         }
+    }
+
+    pub fn into_ended(self) -> Option<Box<Ended>> {
+        self.ended
     }
 
     /// What is remembered of the last episode, taken out.

@@ -187,6 +187,8 @@ struct Feed {
     partition: i32,
     /// Rows of records below this offset have been applied.
     next_offset: i64,
+    /// Newest append time of them, where the broker stamps.
+    newest_append: Option<Micros>,
     clock: u32,
 }
 
@@ -263,6 +265,16 @@ pub struct State {
     conditions: Vec<Noticed>,
     /// The last episodes of rules that are not in force any more: one that comes back begins later than they ended.
     retired: Vec<Retired>,
+    /// The last episodes of series that were forgotten, for as long as a reading sent again could begin one of them anew.
+    forgotten: Vec<Forgotten>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Forgotten {
+    rule: String,
+    patient: u32,
+    key: String,
+    ended: Box<Ended>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -527,11 +539,15 @@ impl Partition {
         };
         self.feed_before = Some(feed);
         let known = &mut self.state.feeds[feed as usize];
-        if offset < known.next_offset {
+        // A record that was appended later under an offset that was seen: the topic was made anew.
+        let seen = offset < known.next_offset;
+        let made_anew = seen && known.newest_append.is_some() && append_time_us > known.newest_append;
+        if seen && !made_anew {
             self.outcomes.repeated += rows.len() as u64;
             return;
         }
         known.next_offset = offset + 1;
+        known.newest_append = known.newest_append.max(append_time_us);
         let clock = known.clock;
         let broker = match append_time_us {
             None if !self.settings.record_clock => source_time_us.min(canonical_us),
@@ -540,6 +556,9 @@ impl Partition {
         let context = RecordContext { feed, clock, offset, broker, basis_us: append_time_us };
         self.state.record += 1;
         self.move_clock(clock, broker);
+        if made_anew {
+            self.raise_made_anew(clock);
+        }
         self.decide_times(columns, rows, &context);
         self.take_in_order(plan, &context);
     }
@@ -793,7 +812,13 @@ impl Partition {
         };
         let feed = self.state.feeds.len() as u32;
         self.bounds.push(Arc::new(self.settings.bounds(topic)));
-        self.state.feeds.push(Feed { topic: topic.to_owned(), partition, next_offset: i64::MIN, clock });
+        self.state.feeds.push(Feed {
+            topic: topic.to_owned(),
+            partition,
+            next_offset: i64::MIN,
+            newest_append: None,
+            clock,
+        });
         self.feed_by_name.insert(name, feed);
         feed
     }
@@ -873,6 +898,9 @@ impl Partition {
             alive: true,
         };
         series.fit(self.plan.signal(row.signal));
+        if !self.state.forgotten.is_empty() {
+            self.remember_forgotten(&mut series);
+        }
         // Silence and forgetting count from the first reading, of any outcome.
         let now = self.clock_now(clock);
         series.expect_next(signal, now);

@@ -7,9 +7,13 @@ use wardbell_schemas::{Micros, SECOND};
 
 use super::clocks::{JUMP, Timer};
 use super::content::{self, TechnicalStep};
-use super::series::{Technical, TechnicalOpen};
-use super::{Condition, KeyRef, Noticed, Partition, Pending, RecordContext, Replaced};
+use super::plan::Plan;
+use super::series::{Series, Technical, TechnicalOpen};
+use super::{Condition, Forgotten, KeyRef, Noticed, Partition, Pending, RecordContext, Replaced};
+use crate::episode::Ended;
 
+/// No reading is this late: what ended longer ago cannot begin again.
+const FORGOTTEN_FOR: Micros = 86_400 * SECOND;
 /// What a job may say about itself.
 const CONDITIONS: [&str; 2] = ["technical/budget", "technical/sink"];
 /// A wrong device clock is said again after this at the earliest.
@@ -318,6 +322,16 @@ impl Partition {
         self.say_of_feed(clock, step, message);
     }
 
+    /// The offsets of a source begin again: what lies between its old and its new records is not known.
+    pub(super) fn raise_made_anew(&mut self, clock: u32) {
+        let at = self.clock_now(clock);
+        let state = &mut self.state.clocks[clock as usize];
+        state.calm_from = at + JUMP;
+        let step = state.feed_alert.raise(at);
+        let message = format!("source {} was made anew: its offsets begin again", state.name);
+        self.say_of_feed(clock, step, message);
+    }
+
     pub(super) fn end_feed_alert(&mut self, clock: u32, at: Micros) {
         let state = &mut self.state.clocks[clock as usize];
         let step = state.feed_alert.end(TransitionKind::Cleared, at);
@@ -350,6 +364,34 @@ impl Partition {
         let known = &mut self.state.patients[patient];
         known.limits.clear();
         known.attributes.clear();
+    }
+
+    /// A reading that is sent again must not begin an episode that a sink has seen: its id would be the same.
+    fn keep_end(&mut self, plan: &Plan, rule: usize, key: KeyRef, mut ended: Box<Ended>, at: Micros) {
+        ended.forget_cool_down();
+        match key {
+            KeyRef::Patient(_) => self.key_state_mut(plan, rule, key).remember(ended),
+            KeyRef::Series(index) => {
+                let series = &self.state.series[index as usize];
+                let (patient, key) = (series.patient, series.key.clone());
+                self.state.forgotten.retain(|known| at - known.ended.at() < FORGOTTEN_FOR);
+                self.state.forgotten.push(Forgotten { rule: plan.rules[rule].rule.id.clone(), patient, key, ended });
+            }
+        }
+    }
+
+    /// The series was known before, not long ago.
+    pub(super) fn remember_forgotten(&mut self, series: &mut Series) {
+        let plan = self.plan.clone();
+        let of_series = &plan.signal(series.signal_index()).of_series;
+        for (slot, rule) in of_series.iter().enumerate() {
+            let rule = &plan.rules[*rule].rule.id;
+            let same =
+                |known: &Forgotten| (known.patient, &known.key, &known.rule) == (series.patient, &series.key, rule);
+            if let Some(known) = self.state.forgotten.iter().rfind(|known| same(known)) {
+                series.rules[slot].remember(known.ended.clone());
+            }
+        }
     }
 
     /// Forgets series; what they left open ends as `expired`, in the order of rule ids and keys.
@@ -393,7 +435,10 @@ impl Partition {
                     if let Some(step) = step {
                         self.say(&plan, rule, key, &step, None);
                     }
-                    *self.key_state_mut(&plan, rule, key) = Default::default();
+                    let state = std::mem::take(self.key_state_mut(&plan, rule, key));
+                    if let Some(ended) = state.into_ended() {
+                        self.keep_end(&plan, rule, key, ended, at);
+                    }
                 }
                 Ending::Stale(index) => {
                     let series = &mut self.state.series[index as usize];

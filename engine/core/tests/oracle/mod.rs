@@ -552,7 +552,14 @@ impl<'a> World<'a> {
         for track in gone {
             // No cool-down follows, so it does not matter whose clock it is.
             self.end(&track, at, "expired", Stamp { source: String::new(), us: at });
-            self.tracks.remove(&track);
+            // Only when the last episode ended is remembered: the next one begins later.
+            let is_of_rule = !track.rule.starts_with("technical/");
+            let known = self.tracks.get_mut(&track).filter(|_| is_of_rule);
+            if let Some(ended) = known.and_then(|known| known.ended.as_mut()) {
+                ended.cools_down = false;
+            } else {
+                self.tracks.remove(&track);
+            }
             self.states.remove(&track);
         }
     }
