@@ -280,13 +280,10 @@ impl<'a> Stand<'a> {
         if records.is_empty() {
             return Ok(());
         }
-        let until = Instant::now() + GATHER;
-        while records.len() < RECORDS_MAX {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            self.member.read(RECORDS_MAX - records.len(), left, records)?;
+        if records.len() < RECORDS_MAX {
+            // One sleep and one look, not a wake-up for each record that comes meanwhile.
+            std::thread::sleep(GATHER);
+            self.member.read(RECORDS_MAX - records.len(), Duration::ZERO, records)?;
         }
         // Events that came meanwhile may have taken partitions away.
         records.retain(|(partition, _)| self.reading.contains_key(partition));
