@@ -1,15 +1,12 @@
 //! The Kafka log over TLS and SASL: records go through, and what is refused is said in words that give no secret away.
 
-#[path = "../../loadtest/kafka/server.rs"]
-mod server;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use server::SecureServer;
 use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_connectors::log::{Isolation, Log, LogError, Outgoing, StampedBy, TopicPartition, TopicSpec};
+use wardbell_kafka_server::{self as server, SecureServer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const WRONG_PASSWORD: &str = "not-the-password";

@@ -1,9 +1,6 @@
 //! One suite for both logs: order, append time, group assignment, transactions that make records and offsets visible
 //! together or not at all, topics made or refused with the remedy.
 
-#[path = "../../loadtest/kafka/server.rs"]
-mod server;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +12,7 @@ use wardbell_connectors::log::{
     Committed, Isolation, Log, METADATA_MAX, Member, MemberEvent, Membership, Outgoing, Progress, Record, Remedy,
     StampedBy, TopicPartition, TopicSpec,
 };
+use wardbell_kafka_server as server;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

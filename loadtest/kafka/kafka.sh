@@ -25,13 +25,14 @@ usage() {
   cat <<'EOF'
 kafka.sh - one Apache Kafka broker (KRaft, loopback only) for the tests.
 
-  kafka.sh run [--dir DIR] [--port N] [--while-pid PID] [--secure] [--set KEY=VALUE ...]
+  kafka.sh run [--dir DIR] [--port N] [--while-pid PID [--remove]] [--secure] [--set KEY=VALUE ...]
       Start the broker kept in DIR, or start it again with its data and port.
       Once it answers, print one line on stdout and exit 0:
           bootstrap=127.0.0.1:PORT pid=PID
       --dir DIR        where everything of this broker is kept
       --port N         the port (default: the one DIR remembers, else a free one)
       --while-pid PID  end the broker when this process is gone
+      --remove         and remove DIR then
       --secure         a second listener with TLS and SASL (SCRAM-SHA-512); keys,
                        user and password are made at the first start of DIR, which
                        remembers them. The line then goes on with
@@ -214,15 +215,16 @@ spawn() {
   disown "$REPLY" # or bash would report its death in words of its own
 }
 
-# The watchdog: ends broker $1 (started at $2) when process $3 ($4) is gone.
+# The watchdog: when process $3 ($4) is gone, ends broker $1 (started at $2) and
+# removes folder $5, if one is named.
 watch() {
-  while same_process "$1" "$2"; do
-    if ! same_process "$3" "$4"; then
-      end_process "$1" "$2" 100
-      return
-    fi
+  while same_process "$3" "$4"; do
+    # A broker that ended otherwise needs nobody, unless its folder has to go.
+    if [[ -z $5 ]] && ! same_process "$1" "$2"; then return; fi
     sleep 1
   done
+  end_process "$1" "$2" 100
+  if [[ -n $5 ]]; then rm -rf "$5"; fi
 }
 
 # --- ports and the wire -----------------------------------------------------
@@ -442,7 +444,7 @@ start_watchdog() {
   if recall "$dir/watchdog.pid"; then
     end_process "$found_pid" "$found_start" 20
   fi
-  spawn /dev/null bash "$self" __watch "$1" "$2" "$while_pid" "$while_start"
+  spawn /dev/null bash "$self" __watch "$1" "$2" "$while_pid" "$while_start" "${remove:+$dir}"
   remember "$dir/watchdog.pid" "$REPLY"
 }
 
@@ -634,7 +636,7 @@ main() {
   cache=${WARDBELL_CACHE:-${XDG_CACHE_HOME:-${HOME:?}/.cache}/wardbell}/kafka-$version
   [[ $cache == /* ]] || cache=$PWD/$cache
   libs=$cache/libs
-  dir='' port='' while_pid='' while_start='' at_once='' secure=''
+  dir='' port='' while_pid='' while_start='' at_once='' secure='' remove=''
   controller_port='' secure_port='' cluster_id='' java=''
   settings=()
 
@@ -697,10 +699,17 @@ main() {
         secure=yes
         shift
         ;;
+      run:--remove)
+        remove=yes
+        shift
+        ;;
       *) wrong "$command: unknown argument '$1'" ;;
     esac
   done
 
+  if [[ -n $remove && (-z $dir || -z $while_pid) ]]; then
+    wrong "--remove wants --dir and --while-pid"
+  fi
   if [[ -z $dir ]]; then
     dir=$cache/dev
     if [[ $command == start || $command == run ]]; then port=${port:-9092}; fi

@@ -1,9 +1,6 @@
 //! The deliver stage under sinks that fail, reject, hang and panic: whose turn it is, what is lost (nothing), what comes
 //! twice.
 
-#[path = "../../../loadtest/kafka/server.rs"]
-mod server;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::ready;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,6 +17,7 @@ use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{Isolation, Log, Outgoing, TopicPartition};
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink, SinkError};
 use wardbell_core::partition::Settings;
+use wardbell_kafka_server as server;
 use wardbell_rules::packs;
 use wardbell_schemas::alert::{Alert, CANARY_TYPE, Priority, TransitionKind};
 

@@ -1,8 +1,5 @@
 //! The whole job end to end, on the in-memory log and on a real Kafka: readings in, alerts out.
 
-#[path = "../../../loadtest/kafka/server.rs"]
-mod server;
-
 use std::collections::{BTreeMap, HashSet};
 use std::future::ready;
 use std::path::PathBuf;
@@ -17,6 +14,7 @@ use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{Log, Outgoing, Remedy, StampedBy, TopicSpec};
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink};
 use wardbell_core::partition::Settings;
+use wardbell_kafka_server as server;
 use wardbell_rules::packs;
 use wardbell_schemas::alert::{ALERT_SCHEMA, Alert, Content, TransitionKind, content_bytes};
 

@@ -1,9 +1,6 @@
 //! `wardbell check --online` against real brokers: what is missing is named with the command that puts it right, what
 //! the deployment example makes is enough for a job, and asking changes nothing.
 
-#[path = "../../../loadtest/kafka/server.rs"]
-mod server;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -19,6 +16,7 @@ use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_connectors::log::{
     Isolation, Log, MemberEvent, Membership, Outgoing, StampedBy, TopicPartition, TopicSpec,
 };
+use wardbell_kafka_server as server;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

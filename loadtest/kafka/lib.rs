@@ -1,9 +1,6 @@
 //! A real Kafka for tests: an address given from outside, or a broker of its own started by `kafka.sh`.
 //!
-//! Included by path from the tests that need it. A broker started here ends with the test's process, also if that is
-//! killed. Without Java or Maven a test reports itself skipped by name; `WARDBELL_REQUIRE_KAFKA=1` makes that a failure.
-
-#![allow(dead_code, reason = "each test that includes this file uses the part it needs")]
+//! A broker started here ends with the test's process, also if that is killed, and its folder goes with it. Without Java or Maven a test reports itself skipped by name; `WARDBELL_REQUIRE_KAFKA=1` makes that a failure.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,12 +11,6 @@ use std::sync::OnceLock;
 const ADDRESS: &str = "WARDBELL_KAFKA";
 /// A skip is a failure.
 const REQUIRE: &str = "WARDBELL_REQUIRE_KAFKA";
-
-struct Server {
-    bootstrap: String,
-    /// Folder of a broker of our own; removed with its process.
-    _folder: Option<tempfile::TempDir>,
-}
 
 /// A broker with a listener that wants TLS and SASL.
 pub struct SecureServer {
@@ -34,28 +25,22 @@ pub struct SecureServer {
     pub ca: PathBuf,
     /// One that does not.
     pub other_ca: PathBuf,
-    /// Removed with its process.
-    _folder: tempfile::TempDir,
 }
 
 /// The script that starts brokers and runs their tools.
 pub fn script() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .map(|folder| folder.join("loadtest/kafka/kafka.sh"))
-        .find(|script| script.is_file())
-        .expect("the script is part of the repository")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kafka.sh")
 }
 
-/// The line of a broker that runs in a folder of its own until this process ends.
-fn run(options: &[&str]) -> Result<(String, tempfile::TempDir), String> {
+/// The line of a broker that runs in a folder of its own; both are gone when this process has ended.
+fn run(options: &[&str]) -> Result<String, String> {
     let need = Command::new(script()).arg("need").output().map_err(|error| error.to_string())?;
     if !need.status.success() {
         return Err(String::from_utf8_lossy(&need.stderr).trim().to_owned());
     }
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let output = Command::new(script())
-        .args(["run", "--while-pid", &std::process::id().to_string()])
+        .args(["run", "--remove", "--while-pid", &std::process::id().to_string()])
         .args(options)
         .arg("--dir")
         .arg(folder.path())
@@ -64,7 +49,9 @@ fn run(options: &[&str]) -> Result<(String, tempfile::TempDir), String> {
     let line = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "kafka.sh could not start a broker: {line}{complaint}");
-    Ok((line, folder))
+    // The script's watchdog removes it: what is held until the process ends is never dropped.
+    let _ = folder.keep();
+    Ok(line)
 }
 
 /// The value of `name=value` in the broker's line.
@@ -73,18 +60,18 @@ fn word(line: &str, name: &str) -> String {
     value.unwrap_or_else(|| panic!("kafka.sh names no {name}: {line}")).to_owned()
 }
 
-fn start() -> Result<Server, String> {
-    if let Ok(bootstrap) = std::env::var(ADDRESS) {
-        return Ok(Server { bootstrap, _folder: None });
+/// Its address.
+fn start() -> Result<String, String> {
+    match std::env::var(ADDRESS) {
+        Ok(address) => Ok(address),
+        Err(_) => run(&[]).map(|line| word(&line, "bootstrap")),
     }
-    let (line, folder) = run(&[])?;
-    Ok(Server { bootstrap: word(&line, "bootstrap"), _folder: Some(folder) })
 }
 
 fn start_secure(settings: &[&str]) -> Result<SecureServer, String> {
     let mut options = vec!["--secure"];
     options.extend(settings);
-    let (line, folder) = run(&options)?;
+    let line = run(&options)?;
     let password = std::fs::read_to_string(word(&line, "password-file")).expect("the password can be read");
     Ok(SecureServer {
         bootstrap: word(&line, "secure"),
@@ -94,7 +81,6 @@ fn start_secure(settings: &[&str]) -> Result<SecureServer, String> {
         password: password.trim().to_owned(),
         ca: word(&line, "ca").into(),
         other_ca: word(&line, "other-ca").into(),
-        _folder: folder,
     })
 }
 
@@ -103,8 +89,8 @@ fn start_secure(settings: &[&str]) -> Result<SecureServer, String> {
 /// # Panics
 /// If a broker is required and there is none.
 pub fn bootstrap(test: &str) -> Option<&'static str> {
-    static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
-    had(SERVER.get_or_init(start), test).map(|server| server.bootstrap.as_str())
+    static SERVER: OnceLock<Result<String, String>> = OnceLock::new();
+    had(SERVER.get_or_init(start), test).map(String::as_str)
 }
 
 /// As [`bootstrap`], for a broker with TLS and SASL. It is always one of our own: what a broker elsewhere wants for keys
