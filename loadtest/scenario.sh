@@ -2,10 +2,8 @@
 # A bad minute, rehearsed on a real broker. See --help.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here")
-kafka=$here/kafka/kafka.sh
-bin=${CARGO_TARGET_DIR:-$root/target}/release
+# shellcheck source-path=SCRIPTDIR source=stage.sh
+source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
 # Rule sets come into force this often, in seconds.
 activate_every=2
@@ -40,70 +38,7 @@ Example, as short as makes sense:
 EOF
 }
 
-say() { printf 'scenario.sh: %s\n' "$*" >&2; }
-
-fail() {
-  say "$*"
-  exit 1
-}
-
-wrong() {
-  say "$*"
-  say "try: scenario.sh --help"
-  exit 2
-}
-
-# --- what is started is ended ------------------------------------------------
-
-dir='' keep=''
-declare -A started=()
-
-# The process that was just put into the background, until it has been waited for.
-remember() { started[$!]=yes; }
-forget() { unset "started[$1]"; }
-
-runs() { kill -0 "$1" 2>/dev/null; }
-
-# SIGTERM, and SIGKILL if process $1 has not ended $2 seconds later.
-end_process() {
-  local i
-  runs "$1" || return 0
-  kill -TERM "$1" 2>/dev/null || true
-  for ((i = 0; i < $2 * 10; i++)); do
-    runs "$1" || return 0
-    sleep 0.1
-  done
-  say "process $1 has not ended on SIGTERM: SIGKILL"
-  kill -KILL "$1" 2>/dev/null || true
-}
-
-clean_up() {
-  local status=$? pid
-  trap - EXIT
-  trap '' INT TERM HUP
-  # The broker last, so that the engine can finish what it has in hand.
-  for pid in "${!started[@]}"; do end_process "$pid" 40; done
-  [[ -z $dir ]] || "$kafka" stop --dir "$dir/kafka" --kill
-  if ((status == 0)) && [[ -z $keep ]]; then
-    rm -rf "$dir"
-  elif [[ -n $dir ]]; then
-    say "logs and reports: $dir"
-  fi
-  exit "$status"
-}
-
-# Wait at most $1 seconds for what the command from $3 on says, while process $2 runs.
-wait_for() {
-  local deadline=$((SECONDS + $1)) pid=$2
-  shift 2
-  until "$@"; do
-    runs "$pid" || return 1
-    ((SECONDS < deadline)) || return 1
-    sleep 0.1
-  done
-}
-
-# --- the stage ---------------------------------------------------------------
+# --- rules and configuration -------------------------------------------------
 
 # Two sets that decide the same: a rate has one decimal, so 130.95 tells 130.9 from
 # 131.0 as 131.0 does. Each activation looks at every patient again, and no alert
@@ -148,12 +83,6 @@ type = "webhook"
 url = "http://$2/"
 secret_file = "$dir/webhook.secret"
 EOF
-}
-
-# REPLY = the value of $2= in file $1.
-word_in() {
-  REPLY=$(sed -n "s/^\(.* \)\{0,1\}$2=\([^ ]*\).*/\2/p" "$1" | head -n 1)
-  [[ -n $REPLY ]]
 }
 
 # --- the play ----------------------------------------------------------------
@@ -236,19 +165,8 @@ main() {
       *) wrong "unknown argument '$1'" ;;
     esac
   done
-  local program
-  for program in wardbell loadtest; do
-    if [[ ! -x $bin/$program ]]; then
-      say "missing: $bin/$program (cargo build --release)"
-      exit 3
-    fi
-  done
-  "$kafka" need || exit 3
-
-  trap clean_up EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
-  dir=$(mktemp -d)
+  need "$bin/wardbell" "$bin/loadtest"
+  set_up
   rehearse
   say "all well"
 }

@@ -2,7 +2,8 @@
 //!
 //! Readings: one Arrow IPC record-batch message without its schema (the version in the header names it), a little-endian
 //! length before the message, its body behind. Control records: JSON. Both carry the header `wardbell` with kind and
-//! version; readings also name the signal catalogue they were made with.
+//! version; readings also name the signal catalogue they were made with and, since there is more than one way to read a
+//! source record, the normalizer set.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::log::{Outgoing, Record};
 
 const HEADER: &str = "wardbell";
 const CATALOGUE_HEADER: &str = "catalogue";
+const NORMALIZER_HEADER: &str = "normalizer";
 const CONTROL: &str = "control/1";
 
 /// One canonical record.
@@ -73,6 +75,18 @@ pub fn readings_record(
         ],
         time_us: None,
     })
+}
+
+/// Names the normalizer set that made a batch: what its connectors' files say, in short.
+#[must_use]
+pub fn normalized_with(mut record: Outgoing, normalizer: &str) -> Outgoing {
+    record.headers.push((NORMALIZER_HEADER.to_owned(), normalizer.as_bytes().to_vec()));
+    record
+}
+
+/// The normalizer set that made a batch; empty for batches of versions that did not say.
+pub fn normalizer(record: &Record) -> &[u8] {
+    record.header(NORMALIZER_HEADER).unwrap_or_default()
 }
 
 /// A control record for one partition of the canonical topic.
@@ -193,7 +207,10 @@ mod tests {
         for n in [1, 5, 150] {
             let record = written(readings_record("t", 0, &batch(n), hash).expect("writes"));
             let Ok(Canonical::Readings(read_back)) = read(&record, hash) else { panic!("{n} rows") };
-            assert_eq!(read_back, batch(n));
+            assert_eq!((read_back, normalizer(&record)), (batch(n), &b""[..]));
+            let named = written(normalized_with(readings_record("t", 0, &batch(n), hash).expect("writes"), "a set"));
+            let Ok(Canonical::Readings(read_back)) = read(&named, hash) else { panic!("{n} rows") };
+            assert_eq!((read_back, normalizer(&named)), (batch(n), &b"a set"[..]));
         }
         let control = ControlRecord { id: "1".to_owned(), control: Control::Discharge { patient: "p".to_owned() } };
         let record = written(control_record("t", 0, &control));

@@ -13,6 +13,7 @@ pub mod sink;
 
 pub mod clock;
 pub mod partitioner;
+pub mod runtime;
 pub mod secret;
 
 pub mod conformance;

@@ -1,10 +1,13 @@
 //! One suite for both logs: order, append time, group assignment, transactions that make records and offsets visible
-//! together or not at all, topics made or refused with the remedy.
+//! together or not at all, topics made or refused with the remedy. What only the one in memory can be made to do is in
+//! `memory_log.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::kafka::KafkaLog;
 use wardbell_connectors::log::memory::MemoryLog;
@@ -49,6 +52,9 @@ suite!(
     a_member_that_ends_without_answering_an_event_leaves_nothing_hanging,
     a_member_goes_on_from_what_its_group_committed,
     metadata_is_kept_beside_a_committed_offset_until_the_next_commit,
+    metadata_is_committed_with_a_transaction,
+    an_outsider_commits_for_a_group_while_others_are_members,
+    what_is_deleted_is_not_read_and_its_reader_is_told,
     a_paused_member_gets_events_and_skips_nothing,
     topics_that_do_not_fit_are_refused_with_the_remedy,
     a_reader_of_its_own_gets_its_partition_only,
@@ -184,12 +190,12 @@ fn a_transaction_shows_records_and_offset_together(log: Arc<dyn Log>) {
     let handle = member.group();
     let mut producer = log.transactional(&server::fresh("transactions")).expect("a producer");
     let position = TopicPartition::new(&source, 0);
-    let progress = Progress { group: &handle, position: position.clone(), next_offset: 2 };
+    let progress = Progress { group: &handle, position: position.clone(), next_offset: 2, metadata: "" };
     producer.commit(&[outgoing(&target, 0, "one"), outgoing(&target, 0, "two")], Some(&progress)).expect("commits");
     assert_eq!(values(&read_all(&*log, &target, 0, 2)), ["one", "two"]);
     assert_eq!(log.committed(&group, std::slice::from_ref(&position)).expect("committed"), [Some(2)]);
     // Offsets alone are a transaction as well; nothing at all is refused.
-    let progress = Progress { group: &handle, position: position.clone(), next_offset: 3 };
+    let progress = Progress { group: &handle, position: position.clone(), next_offset: 3, metadata: "" };
     producer.commit(&[], Some(&progress)).expect("commits offsets alone");
     assert_eq!(log.committed(&group, &[position]).expect("committed"), [Some(3)]);
     assert_eq!(producer.commit(&[], None).map_err(|error| error.remedy), Err(Remedy::Refuse));
@@ -205,7 +211,7 @@ fn a_transaction_of_a_fenced_owner_shows_nothing(log: Arc<dyn Log>) {
     let mut old = log.transactional(&id).expect("a producer");
     let mut new = log.transactional(&id).expect("the new owner's producer");
     let position = TopicPartition::new(&source, 0);
-    let progress = |next_offset| Progress { group: &handle, position: position.clone(), next_offset };
+    let progress = |next_offset| Progress { group: &handle, position: position.clone(), next_offset, metadata: "" };
     let refused = old.commit(&[outgoing(&target, 0, "old")], Some(&progress(1)));
     assert_eq!(refused.map_err(|error| error.remedy), Err(Remedy::Fenced));
     new.commit(&[outgoing(&target, 0, "new")], Some(&progress(2))).expect("the new owner commits");
@@ -289,6 +295,129 @@ fn metadata_is_kept_beside_a_committed_offset_until_the_next_commit(log: Arc<dyn
     let kept = member.committed_with_metadata(&partitions[..1]).expect("asked");
     assert_eq!(kept, [Some(committed(5, ""))], "a commit without metadata leaves none behind");
     member.leave();
+}
+
+fn metadata_is_committed_with_a_transaction(log: Arc<dyn Log>) {
+    let (source, target) = (topic(&*log, 1), topic(&*log, 1));
+    let group = server::fresh("group");
+    let position = TopicPartition::new(&source, 0);
+    let partitions = std::slice::from_ref(&position);
+    let mut member = join(&*log, &group, &source);
+    serve(&mut [&mut member], &mut [Vec::new()], |owned| owned[0].len() == 1);
+    let handle = member.group();
+    let mut producer = log.transactional(&server::fresh("transactions")).expect("a producer");
+    let longest = "x".repeat(METADATA_MAX);
+    for (next_offset, metadata) in [(1, "mark"), (2, ""), (3, longest.as_str())] {
+        let progress = Progress { group: &handle, position: position.clone(), next_offset, metadata };
+        producer.commit(&[outgoing(&target, 0, "one")], Some(&progress)).expect("commits");
+        let expected = Committed { next_offset, metadata: metadata.to_owned() };
+        let asked = log.committed_with_metadata(&group, partitions).expect("asked");
+        assert_eq!(asked, [Some(expected.clone())], "as anybody sees it");
+        assert_eq!(member.committed_with_metadata(partitions).expect("asked"), [Some(expected)], "as a member sees it");
+    }
+    member.leave();
+}
+
+fn an_outsider_commits_for_a_group_while_others_are_members(log: Arc<dyn Log>) {
+    let source = topic(&*log, 1);
+    let group = server::fresh("group");
+    let position = TopicPartition::new(&source, 0);
+    let outsider = log.outsider(&group).expect("a place outside");
+    let mut producer = log.transactional(&server::fresh("transactions")).expect("a producer");
+    let mut commit = |next_offset| {
+        let progress = Progress { group: &outsider, position: position.clone(), next_offset, metadata: "outside" };
+        producer.commit(&[], Some(&progress)).expect("commits");
+    };
+    commit(3);
+    let mut member = join(&*log, &group, &source);
+    serve(&mut [&mut member], &mut [Vec::new()], |owned| owned[0].len() == 1);
+    commit(5);
+    let committed = log.committed_with_metadata(&group, std::slice::from_ref(&position)).expect("asked");
+    assert_eq!(committed, [Some(Committed { next_offset: 5, metadata: "outside".to_owned() })]);
+    // The member is none the worse.
+    member.commit(&[(position.clone(), 6)]).expect("commits");
+    assert_eq!(log.committed(&group, &[position]).expect("asked"), [Some(6)]);
+}
+
+fn what_is_deleted_is_not_read_and_its_reader_is_told(log: Arc<dyn Log>) {
+    let topic = topic(&*log, 1);
+    append(&*log, &(0..10).map(|i| outgoing(&topic, 0, &i.to_string())).collect::<Vec<_>>());
+    log.delete_before(&topic, 0, 4).expect("deleted");
+    assert_eq!(log.offsets(&topic, 0).expect("offsets"), (4, 10));
+    // What is deleted already stays so.
+    log.delete_before(&topic, 0, 2).expect("nothing to delete");
+    assert_eq!(log.offsets(&topic, 0).expect("offsets"), (4, 10));
+    let from = TopicPartition::new(&topic, 0);
+    let deadline = Instant::now() + PATIENCE;
+    let mut reader = log.reader(&from, 0, Isolation::ReadCommitted).expect("a reader");
+    let mut records = Vec::new();
+    let told = loop {
+        assert!(Instant::now() < deadline, "the reader is not told");
+        if let Err(error) = reader.read(100, Duration::from_millis(50), &mut records) {
+            break error;
+        }
+    };
+    assert_eq!((told.remedy, records.len()), (Remedy::Restart, 0), "{told}");
+    let mut reader = log.reader(&from, 4, Isolation::ReadCommitted).expect("a reader");
+    while records.len() < 6 && Instant::now() < deadline {
+        reader.read(100, Duration::from_millis(50), &mut records).expect("reads");
+    }
+    assert_eq!(values(&records), ["4", "5", "6", "7", "8", "9"]);
+    log.delete_before(&topic, 0, 10).expect("all of it is deleted");
+    assert_eq!(log.offsets(&topic, 0).expect("offsets"), (10, 10));
+}
+
+/// A transaction that its producer left open: readers come as far as its first record, and no further until somebody takes
+/// its id over.
+fn an_open_transaction_holds_readers_back(log: &dyn Log, leave_open: impl FnOnce(&str, &Outgoing)) {
+    let topic = topic(log, 1);
+    let id = server::fresh("transactions");
+    append(log, &[outgoing(&topic, 0, "before")]);
+    leave_open(&id, &outgoing(&topic, 0, "open"));
+    append(log, &[outgoing(&topic, 0, "after")]);
+    assert_eq!(values(&read_all(log, &topic, 0, 1)), ["before"], "what comes after is held back");
+    assert_eq!(log.offsets(&topic, 0).expect("offsets"), (0, 1), "the end is where readers come to");
+    let from = TopicPartition::new(&topic, 0);
+    let mut reader = log.reader(&from, 0, Isolation::ReadUncommitted).expect("a reader");
+    let mut all = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while all.len() < 3 && Instant::now() < deadline {
+        reader.read(100, Duration::from_millis(50), &mut all).expect("reads");
+    }
+    assert_eq!(values(&all), ["before", "open", "after"], "who wants to see all sees it");
+    log.transactional(&id).expect("a new owner");
+    assert_eq!(values(&read_all(log, &topic, 0, 2)), ["before", "after"]);
+    assert_eq!(log.offsets(&topic, 0).expect("offsets"), (0, 4), "the end of the transaction takes an offset");
+}
+
+#[test]
+fn an_open_transaction_holds_readers_back_on_memory() {
+    let log = MemoryLog::new(Arc::new(SystemClock));
+    an_open_transaction_holds_readers_back(&log, |id, record| {
+        log.abandon_transaction(id, std::slice::from_ref(record)).expect("left open");
+    });
+}
+
+#[test]
+fn an_open_transaction_holds_readers_back_on_kafka() {
+    let test = "an_open_transaction_holds_readers_back_on_kafka";
+    let (Some(log), Some(bootstrap)) = (kafka(test), server::bootstrap(test)) else {
+        return;
+    };
+    an_open_transaction_holds_readers_back(&*log, |id, record| {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", "60000")
+            .create()
+            .expect("a producer");
+        producer.init_transactions(PATIENCE).expect("ready");
+        producer.begin_transaction().expect("begun");
+        let value = record.value.as_deref().expect("a value");
+        let to = BaseRecord::<[u8], [u8]>::to(&record.topic).partition(record.partition).payload(value);
+        producer.send(to).map_err(|(error, _)| error).expect("taken");
+        producer.flush(PATIENCE).expect("written");
+    });
 }
 
 fn a_paused_member_gets_events_and_skips_nothing(log: Arc<dyn Log>) {

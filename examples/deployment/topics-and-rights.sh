@@ -14,6 +14,7 @@ canonical=${WARDBELL_CANONICAL:-wardbell.readings}
 alerts=${WARDBELL_ALERTS:-wardbell.alerts}
 dead_letters=${WARDBELL_DEAD_LETTERS:-wardbell.dead-letters}
 control=${WARDBELL_CONTROL:-wardbell.control}
+state=${WARDBELL_STATE:-wardbell.state}
 partitions=${WARDBELL_PARTITIONS:-12}      # `canonical.partitions`: fixed for life
 copies=${WARDBELL_COPIES:-3}               # brokers that hold each record
 needed=${WARDBELL_COPIES_NEEDED:-2}        # of them, that must have a record before it counts as written
@@ -31,14 +32,16 @@ make "$source" "$partitions" "$week_ms" "$@"
 make "$canonical" "$partitions" "$week_ms" "$@"
 make "$alerts" "$partitions" "$week_ms" "$@"
 make "$dead_letters" 1 "$week_ms" "$@"
-make "$control" 1 -1 "$@" # published rule sets are kept for ever
+make "$control" 1 -1 "$@"           # published rule sets are kept for ever,
+make "$state" "$partitions" -1 "$@" # and checkpoints until the job deletes those that newer ones replace
 
 # Reads what sources send, and sees whose time stamps they carry.
 kafka-acls.sh "$@" --add --allow-principal "$user" --topic "$source" \
     --operation Read --operation Describe --operation DescribeConfigs
 # Its own topics: writes and reads them, and checks their settings at start.
-kafka-acls.sh "$@" --add --allow-principal "$user" --topic "$canonical" --topic "$alerts" --topic "$control" \
+kafka-acls.sh "$@" --add --allow-principal "$user" --topic "$canonical" --topic "$alerts" --topic "$control" --topic "$state" \
     --operation Read --operation Write --operation Describe --operation DescribeConfigs
+kafka-acls.sh "$@" --add --allow-principal "$user" --topic "$state" --operation Delete
 kafka-acls.sh "$@" --add --allow-principal "$user" --topic "$dead_letters" \
     --operation Write --operation Describe --operation DescribeConfigs
 # Consumer groups and transactional ids that begin with the group's name.

@@ -1,5 +1,5 @@
 //! The books of `verify` on alerts: each id once, numbers of an episode without a gap, one id for one transition, how late
-//! each came, and what a receiver of webhooks has or lacks of them.
+//! each came, and what receivers have or lack of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -47,10 +47,12 @@ pub struct AlertBook {
     /// From schedule to the append of the alert.
     pub latency: Histograms,
     pub by_priority: BTreeMap<&'static str, Histogram<u64>>,
-    /// What a receiver of webhooks has, and how often it was asked.
+    /// What receivers have, and how often they were asked.
     received: HashSet<String>,
     n_accepted: u64,
     n_refused: u64,
+    /// Lines that a writer which was killed left unfinished.
+    pub lines_torn: u64,
 }
 
 impl AlertBook {
@@ -79,6 +81,7 @@ impl AlertBook {
             received: HashSet::new(),
             n_accepted: 0,
             n_refused: 0,
+            lines_torn: 0,
         })
     }
 
@@ -159,7 +162,7 @@ impl AlertBook {
         }
     }
 
-    /// One request that a receiver of webhooks got.
+    /// One request that a receiver got.
     pub fn receive(&mut self, request: Received) {
         if request.status < 300 {
             self.n_accepted += 1;
@@ -172,7 +175,7 @@ impl AlertBook {
         }
     }
 
-    /// Alerts that are nowhere at the receiver and that no rule lets a sink withhold.
+    /// Alerts that are with no receiver and that no rule lets a sink withhold.
     fn not_received(&self) -> impl Iterator<Item = &String> {
         let missing = self.ours.iter().filter(|(id, delayed)| !**delayed && !self.received.contains(*id));
         missing.map(|(id, _)| id)
@@ -195,11 +198,12 @@ impl AlertBook {
             missing_first,
             withheld: withheld.count() as u64,
             unknown: self.received.difference(&self.ids).count() as u64,
+            lines_torn: self.lines_torn,
         }
     }
 }
 
-/// What a receiver of webhooks has of the alerts topic.
+/// What receivers have of the alerts topic.
 #[derive(Debug, Serialize)]
 pub struct ReceivedReport {
     pub requests_accepted: u64,
@@ -213,6 +217,8 @@ pub struct ReceivedReport {
     pub withheld: u64,
     /// Ids that are not on the alerts topic.
     pub unknown: u64,
+    /// Lines that a writer which was killed left unfinished; what was in them has to be there in another.
+    pub lines_torn: u64,
 }
 
 impl ReceivedReport {

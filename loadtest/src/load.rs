@@ -3,6 +3,7 @@
 //! A record is due by its number, whatever became of the records before it. If sending falls behind it catches up, and
 //! the largest lag is part of the report: a load that was not there cannot be measured. Meanwhile `measure` reads the
 //! alerts, and `probe` may run beside the engine. With `--ramp` the rate rises until the engine does not keep up any more.
+//! A signal ends the sending early: what was sent until then is all the schedule there was.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,6 +20,7 @@ use wardbell_schemas::{Micros, duration};
 use crate::LoadArgs;
 use crate::backlog::Backlog;
 use crate::cpu::{CpuMeter, CpuSpent};
+use crate::interrupt::catch_signals;
 use crate::manifest::{Manifest, Setting};
 use crate::measure::{AlertTally, Latency, lock, tail_of_alerts, watch_alerts};
 use crate::poison::poison;
@@ -43,7 +45,8 @@ const READ_GRACE: Duration = Duration::from_millis(500);
 /// # Errors
 /// If a topic cannot be used or a file cannot be written.
 pub fn run(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<bool> {
-    let report = load(args, log, clock)?;
+    let interrupted = catch_signals()?;
+    let report = load(args, log, clock, &interrupted)?;
     if args.json {
         println!("{}", serde_json::to_string(&report).context("printing the report")?);
     } else {
@@ -52,7 +55,8 @@ pub fn run(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<bool> {
     Ok(report.ok)
 }
 
-fn load(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<LoadReport> {
+/// Sends until the schedule is over or `interrupted` is set.
+fn load(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock, interrupted: &AtomicBool) -> Result<LoadReport> {
     let whole = Step::new(0, args.rate, args.duration_us, args.readings_per_record);
     if args.ramp.is_none() && whole.records == 0 {
         bail!("--rate {} --for {} is not one record; send longer", args.rate, duration::print(args.duration_us));
@@ -60,8 +64,12 @@ fn load(args: &LoadArgs, log: &dyn Log, clock: &dyn Clock) -> Result<LoadReport>
     let topic = SourceTopic::prepare(log, &args.topic, args.partitions, StampedBy::Broker)?;
     let tail = tail_of_alerts(log, &args.alerts_topic)?;
     let probe = args.probe.then(|| Probe::begin(log, &topic.name)).transpose()?;
-    let (stop, tally) = (AtomicBool::new(false), Mutex::new(AlertTally::try_new()?));
-    let mut sending = Sending::new(args, log, &topic, clock, &tally)?;
+    let (stop, mut tally) = (AtomicBool::new(false), AlertTally::try_new()?);
+    if let Some(path) = &args.alerts {
+        tally.write_to(path)?;
+    }
+    let tally = Mutex::new(tally);
+    let mut sending = Sending::new(args, log, &topic, clock, &tally, interrupted)?;
     let (outcome, watched, probed) = thread::scope(|scope| {
         let watching = scope.spawn(|| watch_alerts(tail, clock, &stop, &tally));
         let probing = probe.map(|probe| scope.spawn(|| probe.run(clock, &stop)));
@@ -101,6 +109,7 @@ struct Sending<'a> {
     args: &'a LoadArgs,
     topic: &'a SourceTopic,
     tally: &'a Mutex<AlertTally>,
+    interrupted: &'a AtomicBool,
     ward: Ward,
     sender: Sender,
     outgoing: Outgoing,
@@ -127,6 +136,7 @@ impl<'a> Sending<'a> {
         topic: &'a SourceTopic,
         clock: &dyn Clock,
         tally: &'a Mutex<AlertTally>,
+        interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let mut meters = Vec::new();
         for (process, pid) in [("engine", args.engine_pid), ("broker", args.broker_pid)] {
@@ -142,7 +152,8 @@ impl<'a> Sending<'a> {
             args,
             topic,
             tally,
-            ward: Ward::new(args.patients, args.deteriorating, args.readings_per_record, topic),
+            interrupted,
+            ward: Ward::new(args.patients, args.deteriorating, args.cycle_us, args.readings_per_record, topic),
             sender: Sender::new(log)?,
             outgoing: Outgoing { topic: topic.name.clone(), ..Outgoing::default() },
             progress: Progress::new("load", planned),
@@ -185,7 +196,7 @@ impl<'a> Sending<'a> {
             let (began, before) = (Instant::now(), self.sender.counts());
             let lag_max = self.step(step)?;
             let seconds = began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
-            if self.sender.fault().is_some() {
+            if self.sender.fault().is_some() || self.is_interrupted() {
                 break;
             }
             let backlog_records = backlog.source_records()?;
@@ -222,9 +233,16 @@ impl<'a> Sending<'a> {
             let due_us = step.due_us(i, per_record);
             let due_after = Duration::from_micros(due_us.unsigned_abs());
             while let Some(early) = due_after.checked_sub(self.start.elapsed()).filter(|early| !early.is_zero()) {
+                if self.is_interrupted() {
+                    break;
+                }
                 self.sender.collect();
                 self.show();
                 thread::sleep(early.clamp(BURST, WAIT_MAX));
+            }
+            if self.is_interrupted() {
+                self.shorten(i);
+                break;
             }
             lag_max = lag_max.max(self.start.elapsed().saturating_sub(due_after));
             self.lag_max = self.lag_max.max(lag_max);
@@ -241,6 +259,17 @@ impl<'a> Sending<'a> {
         self.seconds = self.start.elapsed().as_secs_f64();
         self.read_meters();
         Ok(lag_max)
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The step under way had only so many records.
+    fn shorten(&mut self, n_records: u64) {
+        if let Some(step) = self.steps.last_mut() {
+            step.records = n_records;
+        }
     }
 
     /// The reading was taken when it was due, however late it is sent.
@@ -289,9 +318,9 @@ impl<'a> Sending<'a> {
 
     /// What was sent, what it cost, and where it is.
     fn end(self) -> (Sent, BTreeMap<&'static str, CpuSpent>, Manifest) {
-        self.progress.finish();
         let args = self.args;
-        let n_poison = if args.ramp.is_some() { 0 } else { args.poison };
+        let n_poison = if self.is_interrupted() { self.n_poison } else { args.poison };
+        self.progress.finish();
         let sent = Sent {
             records_planned: self.steps.iter().map(|step| step.records).sum::<u64>() + n_poison,
             counts: self.sender.counts(),
@@ -373,6 +402,10 @@ mod tests {
         }
     }
 
+    fn sent(args: &LoadArgs, log: &MemoryLog) -> Result<LoadReport> {
+        load(args, log, &SystemClock, &AtomicBool::new(false))
+    }
+
     fn log_with_alerts_topic() -> MemoryLog {
         let log = MemoryLog::new(Arc::new(SystemClock));
         let alerts = TopicSpec {
@@ -419,7 +452,7 @@ mod tests {
         for (per_record, n_signals) in [("1", 4), ("3", 4), ("6", 6)] {
             let log = log_with_alerts_topic();
             let more = ["--partitions", "3", "--patients", "5", "--rate", "6000", "--for", "200ms"];
-            let report = load(&args(&[&more[..], &["--readings-per-record", per_record]].concat()), &log, &SystemClock);
+            let report = sent(&args(&[&more[..], &["--readings-per-record", per_record]].concat()), &log);
             let report = report.unwrap();
             assert!(report.ok, "{report}");
             let counts = readings(&records(&log, 3));
@@ -433,9 +466,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_its_remedy() {
         let log = MemoryLog::new(Arc::new(SystemClock));
-        let fault = format!("{:#}", load(&args(&[]), &log, &SystemClock).unwrap_err());
+        let fault = format!("{:#}", sent(&args(&[]), &log).unwrap_err());
         assert!(fault.contains("`wardbell.alerts`") && fault.contains("wardbell run"), "{fault}");
-        let fault = format!("{:#}", load(&args(&["--for", "0s"]), &log, &SystemClock).unwrap_err());
+        let fault = format!("{:#}", sent(&args(&["--for", "0s"]), &log).unwrap_err());
         assert!(fault.contains("not one record"), "{fault}");
     }
 
@@ -446,7 +479,7 @@ mod tests {
         let log = log_with_alerts_topic();
         let rate = ["--partitions", "3", "--patients", "7", "--rate", "3000", "--for", "100ms"];
         let more = ["--readings-per-record", "2", "--poison", "4", "--manifest", path.to_str().unwrap()];
-        let report = load(&args(&[&rate[..], &more].concat()), &log, &SystemClock).unwrap();
+        let report = sent(&args(&[&rate[..], &more].concat()), &log).unwrap();
         assert!(report.ok, "{report}");
         let manifest = Manifest::read(&path).unwrap();
         assert_eq!((manifest.records, manifest.readings, manifest.poison.len()), (150, 300, 4));
@@ -466,6 +499,31 @@ mod tests {
             let found = records.iter().find(|record| (record.partition, record.offset) == *position);
             assert_eq!(found.unwrap().key, None);
         }
+    }
+
+    #[test]
+    fn sending_that_is_interrupted_was_planned_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (manifest, alerts) = (folder.path().join("manifest.json"), folder.path().join("alerts.jsonl"));
+        let log = log_with_alerts_topic();
+        let interrupted = AtomicBool::new(false);
+        let more = ["--rate", "1000", "--for", "1h", "--poison", "3", "--manifest", manifest.to_str().unwrap()];
+        let args = args(&[&more[..], &["--alerts", alerts.to_str().unwrap()]].concat());
+        let report = thread::scope(|scope| {
+            let sending = scope.spawn(|| load(&args, &log, &SystemClock, &interrupted));
+            while !sending.is_finished() && log.offsets("devices", 0).map_or(0, |(_, end)| end) == 0 {
+                thread::sleep(BURST);
+            }
+            interrupted.store(true, Ordering::Relaxed);
+            sending.join().unwrap().unwrap()
+        });
+        assert!(report.ok, "{report}");
+        let manifest = Manifest::read(&manifest).unwrap();
+        assert!((1..3_600_000).contains(&manifest.records), "{}", manifest.records);
+        let mut n_found = 0;
+        manifest.for_each_record(|_| n_found += 1);
+        assert_eq!((manifest.steps[0].records, n_found), (manifest.records, manifest.records));
+        assert!(alerts.exists());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! `replay` sends a recording to a source topic, `load` sends simulated monitors on a schedule and measures the alerts
 //! that come back, `probe` measures the least that reading and committing takes, `verify` accounts for everything that
-//! `load` sent, and `receive` is a webhook receiver that fails. All speak to a real broker as any integrator would. This
-//! file is the command line only; nothing in this crate knows rules or decides anything.
+//! `load` sent, and `receive` is a webhook receiver that fails; `failover` tells how long alerts stayed away after faults,
+//! `tamper` copies alerts with one byte changed, and `oracle` derives all alerts again by a naive evaluation. All speak to
+//! a real broker as any integrator would. This file is the command line only; nothing in this crate decides anything.
 //!
 //! Exit codes: 0 all well; 1 a finding (a reading is missing, an alert came twice); 2 wrong use, or nothing to work on.
 
@@ -12,6 +13,7 @@ mod source;
 
 mod replay;
 
+mod interrupt;
 mod load;
 mod manifest;
 mod poison;
@@ -29,6 +31,10 @@ mod ledger;
 mod receive;
 mod verify;
 
+mod failover;
+mod oracle;
+mod tamper;
+
 mod progress;
 #[cfg(test)]
 mod sample;
@@ -41,7 +47,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::kafka::KafkaLog;
-use wardbell_schemas::{Micros, duration};
+use wardbell_schemas::{Micros, SECOND, duration};
 
 use schedule::Ramp;
 
@@ -76,6 +82,19 @@ const RECEIVE_EXAMPLE: &str = "\
 Example:
   loadtest receive --file received.jsonl --refuse 50%";
 
+const FAILOVER_EXAMPLE: &str = "\
+Example:
+  loadtest load --topic devices --for 10m --alerts alerts.jsonl
+  loadtest failover --faults faults.jsonl --alerts alerts.jsonl";
+
+const TAMPER_EXAMPLE: &str = "\
+Example:
+  loadtest tamper --from wardbell.alerts --to tampered.alerts --seed 7";
+
+const ORACLE_EXAMPLE: &str = "\
+Example, after a run:
+  loadtest oracle --brokers 127.0.0.1:9092";
+
 /// Puts load on a broker for Wardbell and measures what comes back
 ///
 /// Exit codes: 0 all well, 1 a finding (a reading is missing, an alert came twice), 2 wrong use.
@@ -103,6 +122,15 @@ enum Command {
     /// Receives webhooks, and fails a share of them
     #[command(after_help = RECEIVE_EXAMPLE)]
     Receive(ReceiveArgs),
+    /// Tells how long alerts stayed away after faults that somebody made, as a table in Markdown
+    #[command(after_help = FAILOVER_EXAMPLE)]
+    Failover(FailoverArgs),
+    /// Copies a topic of alerts with one byte of one alert changed, which `wardbell verify` has to find
+    #[command(after_help = TAMPER_EXAMPLE)]
+    Tamper(TamperArgs),
+    /// Derives all alerts again by a naive evaluation, and holds the alerts topic against it
+    #[command(after_help = ORACLE_EXAMPLE)]
+    Oracle(OracleArgs),
 }
 
 // The structs below have no doc comments: clap would make them the description of the command.
@@ -208,9 +236,12 @@ pub struct LoadArgs {
     /// The engine's `group`; only a ramp looks at what it has committed
     #[arg(long, value_name = "NAME", default_value = "wardbell")]
     group: String,
-    /// Share of patients whose SpO2 falls to 82 % for 40 s of every 120 s
+    /// Share of patients whose SpO2 falls to 82 % once in every --cycle
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
     deteriorating: f64,
+    /// SpO2 of a patient that deteriorates is low for a third of this
+    #[arg(long = "cycle", value_name = "DURATION", default_value = "120s", value_parser = parse_cycle)]
+    cycle_us: Micros,
     /// Records among the good ones that nothing can be made of
     #[arg(long, value_name = "N", default_value_t = 0)]
     poison: u64,
@@ -236,6 +267,9 @@ pub struct LoadArgs {
     /// Writes to FILE what was sent and where it is, for `verify`
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// Writes to FILE a line about each alert when it comes, for `failover`
+    #[arg(long, value_name = "FILE")]
+    alerts: Option<PathBuf>,
 }
 
 // What `probe` is told.
@@ -274,9 +308,9 @@ pub struct VerifyArgs {
     /// The engine's `group`: what it has committed is waited for
     #[arg(long, value_name = "NAME", default_value = "wardbell")]
     group: String,
-    /// What `receive` wrote, to be held against the alerts topic
+    /// What `receive` wrote, or a `jsonl` sink, to be held against the alerts topic; may be repeated: all together
     #[arg(long, value_name = "FILE")]
-    received: Option<PathBuf>,
+    received: Vec<PathBuf>,
     /// Fewer rule sets that came into force than this are a finding
     #[arg(long, value_name = "N", default_value_t = 0)]
     activations: u64,
@@ -303,6 +337,55 @@ pub struct ReceiveArgs {
     /// Share of requests that are answered with 500
     #[arg(long, value_name = "PERCENT", default_value = "0%", value_parser = parse_percent)]
     refuse: f64,
+}
+
+// What `failover` is told.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// The faults, a JSON object a line: `at_us`, `kind`, the `instance` and the `partitions` it had
+    #[arg(long, value_name = "FILE")]
+    faults: PathBuf,
+    /// What `load --alerts` wrote
+    #[arg(long, value_name = "FILE")]
+    alerts: PathBuf,
+    /// Prints the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+// What `tamper` is told.
+#[derive(Debug, Args)]
+pub struct TamperArgs {
+    #[command(flatten)]
+    broker: BrokerArgs,
+    /// The topic to copy, as a read-committed reader sees it
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.alerts")]
+    from: String,
+    /// The copy; made here
+    #[arg(long, value_name = "TOPIC")]
+    to: String,
+    /// Decides which byte it is, and of which alert
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+// What `oracle` is told.
+#[derive(Debug, Args)]
+pub struct OracleArgs {
+    #[command(flatten)]
+    broker: BrokerArgs,
+    /// The engine's canonical log
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.readings")]
+    canonical: String,
+    /// The topic alerts are on
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.alerts")]
+    alerts: String,
+    /// The topic that rule sets are published on
+    #[arg(long, value_name = "TOPIC", default_value = "wardbell.control")]
+    control: String,
+    /// The engine's `group`: what it has committed is looked at
+    #[arg(long, value_name = "NAME", default_value = "wardbell")]
+    group: String,
 }
 
 /// How fast a recording is sent.
@@ -333,6 +416,9 @@ fn run(command: &Command) -> Result<bool> {
         Command::Probe(args) => probe::run(args, &args.broker.open()?, &SystemClock),
         Command::Verify(args) => verify::run(args, &args.broker.open()?),
         Command::Receive(args) => receive::run(args),
+        Command::Failover(args) => failover::run(args),
+        Command::Tamper(args) => tamper::run(args, &args.broker.open()?),
+        Command::Oracle(args) => oracle::run(args, &args.broker.open()?),
     }
 }
 
@@ -370,6 +456,12 @@ fn parse_percent(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Long enough for a few readings in its third.
+fn parse_cycle(text: &str) -> Result<Micros, String> {
+    let us = parse_duration(text)?;
+    if us < SECOND { Err("expected at least `1s`".to_owned()) } else { Ok(us) }
+}
+
 fn parse_duration(text: &str) -> Result<Micros, String> {
     let us = duration::parse(text)?;
     if us < 0 { Err(format!("`{text}` is negative")) } else { Ok(us) }
@@ -392,6 +484,7 @@ mod tests {
         let Command::Load(args) = cli.command else { panic!("another command") };
         assert_eq!((args.rate, args.patients, args.readings_per_record), (20_000.0, 2_000, 1));
         assert_eq!((args.duration_us, args.settle_us, args.deteriorating), (60_000_000, 10_000_000, 0.05));
+        assert_eq!(args.cycle_us, 120_000_000);
         assert_eq!((args.broker.brokers.as_str(), args.alerts_topic.as_str()), ("127.0.0.1:9092", "wardbell.alerts"));
     }
 
@@ -432,6 +525,8 @@ mod tests {
         }
         assert_eq!(parse_duration("1m30s"), Ok(90_000_000));
         assert!(parse_duration("-5s").is_err());
+        assert_eq!(parse_cycle("1s"), Ok(SECOND));
+        assert!(parse_cycle("999ms").is_err());
         assert!(parse_duration("60").is_err());
     }
 

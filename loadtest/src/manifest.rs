@@ -219,6 +219,24 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_manifest_is_read_and_written_as_it_was() {
+        let setting = Setting {
+            topic: "devices".to_owned(),
+            partitions: 2,
+            patients: 3,
+            readings_per_record: 2,
+            start_us: 1_000 * SECOND,
+        };
+        let offsets = |ranges: &[(i64, i64)]| Offsets(ranges.to_vec());
+        let sent = BTreeMap::from([(0, offsets(&[(5, 8), (9, 12)])), (1, offsets(&[(0, 4)]))]);
+        let meant = Manifest::new(setting, vec![Step::new(0, 20.0, SECOND, 2)], sent, vec![(0, 8)]);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/samples/manifest-1.json");
+        assert_eq!(Manifest::read(&path).unwrap(), meant);
+        let frozen = fs::read_to_string(&path).unwrap();
+        assert_eq!(serde_json::to_string(&meant).unwrap(), frozen.trim_end());
+    }
+
+    #[test]
     fn a_manifest_is_read_as_it_was_written_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("manifest.json");

@@ -6,7 +6,8 @@
 //! broker's, in whole milliseconds, and "now" is this machine's: run it where the broker's clock is.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use wardbell_connectors::log::{Isolation, Log, PartitionReader, Record, Remedy, 
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::{Alert, AlertData, Content, Kind};
 
+use crate::failover::SeenAlert;
 use crate::ward;
 
 /// Records taken from one partition before the clock is read again: their own handling must not become their latency.
@@ -173,8 +175,10 @@ pub struct AlertTally {
     step: Histogram<u64>,
     /// When something is sent in it, µs since 1970 UTC.
     step_time: Range<Micros>,
-    /// Partitions that could not be read to the end.
+    /// Partitions that could not be read to the end, and a file that could not be written.
     pub faults: Vec<String>,
+    /// Takes a line for each alert.
+    file: Option<File>,
 }
 
 impl AlertTally {
@@ -192,7 +196,18 @@ impl AlertTally {
             step: histogram()?,
             step_time: 0..0,
             faults: Vec::new(),
+            file: None,
         })
+    }
+
+    /// From now on a line about each alert is written to `path` when it comes, for `failover`.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn write_to(&mut self, path: &Path) -> Result<()> {
+        let file = File::create(path).with_context(|| format!("making `{}` for alerts", path.display()))?;
+        self.file = Some(file);
+        Ok(())
     }
 
     /// Alerts due within `time` are those of the step from now on. Timers that end outside of it wait for a tick, which is
@@ -216,10 +231,12 @@ impl AlertTally {
         if alert.is_canary() {
             return;
         }
-        if !self.ids.insert(alert.id) {
+        if self.ids.contains(&alert.id) {
             self.duplicates += 1;
             return;
         }
+        self.write(record.partition, &alert, now_us);
+        self.ids.insert(alert.id);
         let AlertData { content, measured } = alert.data;
         self.alerts += 1;
         self.take_schedule(&content, now_us);
@@ -234,6 +251,21 @@ impl AlertTally {
             0
         });
         self.from_append.record(by_timer, latency_us);
+    }
+
+    fn write(&mut self, partition: i32, alert: &Alert, now_us: Micros) {
+        let Some(file) = &mut self.file else {
+            return;
+        };
+        let seen = SeenAlert::new(partition, alert, now_us);
+        let written = serde_json::to_vec(&seen).map_err(std::io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            file.write_all(&line)
+        });
+        if let Err(error) = written {
+            self.faults.push(format!("writing a line for an alert: {error}; no more are written"));
+            self.file = None;
+        }
     }
 
     fn take_schedule(&mut self, content: &Content, now_us: Micros) {

@@ -257,7 +257,7 @@ impl Worker {
             ..Outgoing::default()
         };
         let position = self.reader.position().clone();
-        let progress = Progress { group: &self.group, position, next_offset: last.offset + 1 };
+        let progress = Progress { group: &self.group, position, next_offset: last.offset + 1, metadata: "" };
         loop {
             match self.producer.commit(std::slice::from_ref(&record), Some(&progress)) {
                 Ok(()) => return Ok(true),

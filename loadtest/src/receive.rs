@@ -40,6 +40,15 @@ pub struct Received {
     pub alert: Alert,
 }
 
+impl Received {
+    /// A line of a receiver's file, or of a `jsonl` sink's, which is the alert alone; `None` for what a writer that was
+    /// killed left unfinished.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let of_sink = || serde_json::from_slice(line).map(|alert| Self { status: 200, taken: true, alert });
+        serde_json::from_slice(line).or_else(|_| of_sink()).ok()
+    }
+}
+
 struct Receiver {
     file: File,
     rng: Rng,

@@ -1,8 +1,8 @@
 //! `verify`: reads what a load run left behind on the broker and accounts for every reading of it.
 //!
 //! First it waits until the engine has committed everything, then it reads the canonical log, the dead letters and the
-//! alerts from their beginnings, and the file of a receiver of webhooks if there is one. `ledger` keeps the books on
-//! readings, `alert_book` those on alerts.
+//! alerts from their beginnings, and the files of receivers of webhooks and of `jsonl` sinks if there are any. `ledger`
+//! keeps the books on readings, `alert_book` those on alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Formatter};
@@ -65,7 +65,7 @@ fn verify(args: &VerifyArgs, log: &dyn Log, quiet: Duration) -> Result<(VerifyRe
         faults.push(format!("the engine has not committed everything within {waited}; give it longer with --wait"));
     }
     let mut books = Books::new(&manifest)?;
-    let mut received = args.received.as_deref().map(ReceivedFile::open).transpose()?;
+    let mut received = args.received.iter().map(|path| ReceivedFile::open(path)).collect::<Result<Vec<_>>>()?;
     let mut sources = Vec::new();
     for (kind, topic) in [
         (Topic::Canonical, &args.canonical_topic),
@@ -80,7 +80,7 @@ fn verify(args: &VerifyArgs, log: &dyn Log, quiet: Duration) -> Result<(VerifyRe
         for source in &mut sources {
             is_idle &= !source.read(&mut books, &mut faults);
         }
-        if let Some(file) = &mut received {
+        for file in &mut received {
             is_idle &= !file.read(&mut books)?;
         }
         if !is_idle {
@@ -88,7 +88,7 @@ fn verify(args: &VerifyArgs, log: &dyn Log, quiet: Duration) -> Result<(VerifyRe
             continue;
         }
         // A sink that was refused tries again later and later; alerts it still owes are waited for.
-        let waits = received.is_some() && books.alerts.n_not_received() > 0;
+        let waits = !received.is_empty() && books.alerts.n_not_received() > 0;
         let is_read = sources.iter().all(Source::is_read);
         if heard.elapsed() >= quiet && ((is_read && !waits) || began.elapsed() >= patience) {
             break;
@@ -100,7 +100,7 @@ fn verify(args: &VerifyArgs, log: &dyn Log, quiet: Duration) -> Result<(VerifyRe
     if n_activations < args.activations {
         faults.push(format!("{n_activations} rule sets were activated, {} are expected", args.activations));
     }
-    Ok(books.close(&manifest, received.is_some(), faults))
+    Ok(books.close(&manifest, !received.is_empty(), faults))
 }
 
 /// What a topic holds.
@@ -288,30 +288,33 @@ impl Books {
     }
 }
 
-/// The file a receiver of webhooks writes, while it writes it.
+/// The file a receiver of webhooks or a `jsonl` sink writes, while it writes it.
 struct ReceivedFile {
     lines: BufReader<File>,
     /// A line of which the end is not there yet.
-    line: String,
+    line: Vec<u8>,
     shown: String,
 }
 
 impl ReceivedFile {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening what was received, `{}`", path.display()))?;
-        Ok(Self { lines: BufReader::new(file), line: String::new(), shown: path.display().to_string() })
+        Ok(Self { lines: BufReader::new(file), line: Vec::new(), shown: path.display().to_string() })
     }
 
     /// Whether there was more.
     fn read(&mut self, books: &mut Books) -> Result<bool> {
         let mut is_more = false;
         loop {
-            self.lines.read_line(&mut self.line).with_context(|| format!("reading `{}`", self.shown))?;
-            if !self.line.ends_with('\n') {
+            let more = self.lines.read_until(b'\n', &mut self.line);
+            more.with_context(|| format!("reading `{}`", self.shown))?;
+            if !self.line.ends_with(b"\n") {
                 return Ok(is_more);
             }
-            let request = serde_json::from_str::<Received>(&self.line);
-            books.alerts.receive(request.with_context(|| format!("`{}` holds what is no alert", self.shown))?);
+            match Received::parse(&self.line) {
+                Some(request) => books.alerts.receive(request),
+                None => books.alerts.lines_torn += 1,
+            }
             self.line.clear();
             is_more = true;
         }
@@ -419,6 +422,9 @@ impl fmt::Display for VerifyReport {
             if received.withheld > 0 {
                 write_count(f, "later than the budget and not received", received.withheld)?;
             }
+            if received.lines_torn > 0 {
+                write_count(f, "unfinished lines", received.lines_torn)?;
+            }
             write_places(f, "missing", &received.missing_first)?;
         }
         for fault in &self.faults {
@@ -430,6 +436,7 @@ impl fmt::Display for VerifyReport {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
     use std::sync::Arc;
 
@@ -473,6 +480,20 @@ mod tests {
         writeln!(file, "{}", &second[20..]).unwrap();
         assert!(received.read(&mut books).unwrap());
         assert_eq!(books.alerts.received_report().alerts, 2);
+    }
+
+    #[test]
+    fn files_of_sinks_count_together_and_torn_lines_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut books = Books::new(&manifest()).unwrap();
+        for (name, torn, episode) in [("1.jsonl", "", "e"), ("2.jsonl", "{\"specversion\":\"1.0\",\"id\":\"f\n", "f")] {
+            let alert = Alert::new(content(episode, 0, TransitionKind::Raised), from(0));
+            let path = folder.path().join(name);
+            fs::write(&path, format!("{torn}{}\n", serde_json::to_string(&alert).unwrap())).unwrap();
+            assert!(ReceivedFile::open(&path).unwrap().read(&mut books).unwrap());
+        }
+        let report = books.alerts.received_report();
+        assert_eq!((report.alerts, report.requests_accepted, report.lines_torn), (2, 2, 1));
     }
 
     fn spec(name: &str) -> TopicSpec {

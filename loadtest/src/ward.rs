@@ -1,11 +1,11 @@
-//! Simulated patients: stable but for a share whose SpO2 falls for 40 s of every 120 s, so that alerts rise and clear all
+//! Simulated patients: stable but for a share whose SpO2 is low for a third of the time, so that alerts rise and clear all
 //! the time. The same patients say the same in every run. When they say it is the matter of `schedule` and `load`.
 
 use std::io::{self, Write};
 
 use fastrand::Rng;
 use wardbell_connectors::log::Outgoing;
-use wardbell_schemas::{Micros, SECOND};
+use wardbell_schemas::Micros;
 
 use crate::source::SourceTopic;
 
@@ -13,11 +13,7 @@ use crate::source::SourceTopic;
 pub const READINGS_PER_RECORD_MAX: u64 = N_VITALS as u64;
 /// Signals a monitor sends, if its records do not hold more.
 const SIGNALS_MIN: u64 = 4;
-/// A patient that deteriorates does so once in this time ...
-const CYCLE: Micros = 120 * SECOND;
-/// ... for this long ...
-const LOW: Micros = 40 * SECOND;
-/// ... to this SpO2, in %.
+/// A patient that deteriorates does so to this SpO2, in %.
 const LOW_SPO2: f64 = 82.0;
 /// The same patients in every run.
 const SEED: u64 = 0x5EED;
@@ -75,6 +71,8 @@ static VITALS: [Vital; N_VITALS] = [
 /// All patients and what their monitors say.
 pub struct Ward {
     patients: Vec<Patient>,
+    /// A patient that deteriorates does so once in this time, for a third of it.
+    cycle_us: Micros,
     readings_per_record: u64,
     n_signals: u64,
     rng: Rng,
@@ -91,20 +89,26 @@ struct Patient {
 }
 
 impl Ward {
-    /// `deteriorating` is a share from 0 to 1.
-    pub fn new(n_patients: u64, deteriorating: f64, readings_per_record: u64, topic: &SourceTopic) -> Self {
+    /// `deteriorating` is a share from 0 to 1, of patients that do so for a third of each `cycle_us`.
+    pub fn new(
+        n_patients: u64,
+        deteriorating: f64,
+        cycle_us: Micros,
+        readings_per_record: u64,
+        topic: &SourceTopic,
+    ) -> Self {
         let mut rng = Rng::with_seed(SEED);
         let n_deteriorating = (n_patients as f64 * deteriorating).round() as u64;
         let patient = |index: u64| {
             let id = patient_id(index);
             let mut habit = [0.0; N_VITALS].map(|_: f64| either_way(&mut rng));
             habit[PULSE_RATE] = habit[HEART_RATE];
-            let phase = (index < n_deteriorating).then(|| CYCLE * index as Micros / n_deteriorating as Micros);
+            let phase = (index < n_deteriorating).then(|| cycle_us * index as Micros / n_deteriorating as Micros);
             Patient { partition: topic.partition(&id), device: format!("monitor-{index:05}"), id, habit, phase }
         };
         let patients = (0..n_patients).map(patient).collect();
         let n_signals = readings_per_record.max(SIGNALS_MIN);
-        Self { patients, readings_per_record, n_signals, rng }
+        Self { patients, cycle_us, readings_per_record, n_signals, rng }
     }
 
     /// Makes `outgoing` the `i`th record, taken `elapsed_us` after the beginning. Patients take turns, and the signals of
@@ -125,7 +129,7 @@ impl Ward {
         let (id, device, time_us) = (&patient.id, &patient.device, start_us + elapsed_us);
         write!(json, r#"{{"patient":"{id}","device":"{device}","time":{time_us},"#)?;
         if self.readings_per_record == 1 {
-            write_reading(json, patient, n_before % self.n_signals, elapsed_us, &mut self.rng)?;
+            write_reading(json, patient, n_before % self.n_signals, elapsed_us, self.cycle_us, &mut self.rng)?;
             return json.write_all(b"}");
         }
         json.write_all(br#""readings":["#)?;
@@ -134,7 +138,7 @@ impl Ward {
                 json.write_all(b",")?;
             }
             json.write_all(b"{")?;
-            write_reading(json, patient, (n_before + n) % self.n_signals, elapsed_us, &mut self.rng)?;
+            write_reading(json, patient, (n_before + n) % self.n_signals, elapsed_us, self.cycle_us, &mut self.rng)?;
             json.write_all(b"}")?;
         }
         json.write_all(b"]}")
@@ -146,18 +150,19 @@ fn write_reading(
     patient: &Patient,
     vital: u64,
     elapsed_us: Micros,
+    cycle_us: Micros,
     rng: &mut Rng,
 ) -> io::Result<()> {
     let index = vital as usize;
     let Vital { signal, unit, .. } = &VITALS[index];
-    let value = patient.value(index, elapsed_us, rng);
+    let value = patient.value(index, elapsed_us, cycle_us, rng);
     write!(json, r#""signal":"{signal}","value":{value:.1},"unit":"{unit}""#)
 }
 
 impl Patient {
-    fn value(&self, index: usize, elapsed_us: Micros, rng: &mut Rng) -> f64 {
+    fn value(&self, index: usize, elapsed_us: Micros, cycle_us: Micros, rng: &mut Rng) -> f64 {
         let vital = &VITALS[index];
-        let is_low = index == SPO2 && self.phase.is_some_and(|phase| (phase + elapsed_us) % CYCLE < LOW);
+        let is_low = index == SPO2 && self.phase.is_some_and(|phase| (phase + elapsed_us) % cycle_us < cycle_us / 3);
         let middle = if is_low { LOW_SPO2 } else { vital.middle + vital.between * self.habit[index] };
         middle + vital.within * either_way(rng)
     }
@@ -170,6 +175,7 @@ fn either_way(rng: &mut Rng) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use wardbell_schemas::SECOND;
     use wardbell_schemas::catalogue::Catalogue;
 
     use super::*;
@@ -177,19 +183,21 @@ mod tests {
     #[test]
     fn a_share_of_patients_is_low_for_a_third_of_the_time_and_the_others_never() {
         let topic = SourceTopic { name: "devices".to_owned(), n_partitions: 3 };
-        let ward = Ward::new(40, 0.25, 1, &topic);
+        let cycle_us = 120 * SECOND;
+        let ward = Ward::new(40, 0.25, cycle_us, 1, &topic);
         let mut rng = Rng::with_seed(1);
         let mut n_low = [0; 40];
         for (patient, n_low) in ward.patients.iter().zip(&mut n_low) {
             for second in 0..240 {
-                let spo2 = patient.value(SPO2, second * SECOND, &mut rng);
+                let spo2 = patient.value(SPO2, second * SECOND, cycle_us, &mut rng);
                 assert!((95.0..=99.5).contains(&spo2) || (81.0..=83.0).contains(&spo2), "{spo2}");
                 *n_low += u32::from(spo2 < 90.0);
             }
         }
         assert_eq!(n_low[..10], [80; 10]);
         assert_eq!(n_low[10..], [0; 30]);
-        let low_at_once = ward.patients.iter().filter(|patient| patient.value(SPO2, 0, &mut rng) < 90.0).count();
+        let low_at_once =
+            ward.patients.iter().filter(|patient| patient.value(SPO2, 0, cycle_us, &mut rng) < 90.0).count();
         assert_eq!(low_at_once, 4, "phases are spread");
     }
 

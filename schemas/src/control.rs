@@ -44,8 +44,8 @@ pub enum Control {
     Acknowledge { episode: String, by: String },
     /// A person ends a latched episode.
     Reset { episode: String, by: String },
-    /// The job noticed something about itself (a broken budget, a sink that fails, records lost to retention): it begins
-    /// or ends a technical alert.
+    /// The job noticed something about itself (a broken budget, a sink that fails): it begins or ends a technical alert. Of
+    /// records lost to retention it says that they are; `technical/feed` ends by itself.
     Condition(Condition),
 }
 

@@ -76,6 +76,9 @@ pub struct OutcomeCounts {
     /// Rows appended to the canonical log a second time after a crash and dropped by their source position. They are
     /// not readings of their own, so they stand beside the sum.
     pub repeated: u64,
+    /// As `repeated`, but normalized with another normalizer set than the rows that were applied (`E_RENORMALIZED`): what
+    /// the record means now does not change what was decided on it.
+    pub renormalized: u64,
 }
 
 impl OutcomeCounts {
@@ -96,6 +99,7 @@ impl OutcomeCounts {
             *mine += theirs;
         }
         self.repeated += other.repeated;
+        self.renormalized += other.renormalized;
     }
 
     /// All readings that reached one of the places.

@@ -37,6 +37,8 @@ impl fmt::Display for TopicFault {
 pub enum Right {
     Read(TopicPartition),
     Write(TopicPartition),
+    /// Delete old records.
+    Delete(TopicPartition),
     /// Append without gaps and repetition, to whatever topic.
     Append,
 }

@@ -38,6 +38,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const EVENTS_TIMEOUT: Duration = Duration::from_millis(200);
 /// A question asked from a polling loop must not keep it from polling for long.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+/// A member that leaves has told the broker within this.
+const GOOD_BYE: Duration = Duration::from_millis(200);
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
@@ -285,7 +287,11 @@ impl Log for KafkaLog {
         self.asker()?.fetch_watermarks(topic, partition, QUESTION_TIMEOUT).map_err(|error| classify(&step, &error))
     }
 
-    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
+    fn committed_with_metadata(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError> {
         let mut config = self.config();
         // With read_committed the broker answers only once no open transaction can move the offsets any more.
         config.set("enable.auto.commit", "false").set("group.id", group).set("isolation.level", "read_committed");
@@ -294,7 +300,14 @@ impl Log for KafkaLog {
             config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
         let list =
             client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
-        Ok(offsets_in(&list, partitions))
+        Ok(committed_in(&list, partitions))
+    }
+
+    fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
+        let step = format!("deleting records of {topic}/{partition}");
+        let list = list_with_offsets(&[(TopicPartition::new(topic, partition), offset)], &step)?;
+        let deleted = self.admin(&step, async |client, options| client.delete_records(&list, &options).await)?;
+        deleted.elements().iter().try_for_each(|element| element.error().map_err(|error| classify(&step, &error)))
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
@@ -380,6 +393,16 @@ impl Log for KafkaLog {
             split: Vec::new(),
             unanswered: Vec::new(),
         }))
+    }
+
+    fn outsider(&self, group: &str) -> Result<GroupHandle, LogError> {
+        let mut config = self.config();
+        // Without a subscription it joins nothing: its transactions name the group alone, which brokers take at any time.
+        config.set("enable.auto.commit", "false").set("group.id", group);
+        let step = format!("naming group `{group}`");
+        let consumer: Consumer =
+            config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
+        Ok(GroupHandle(GroupHandleInner::Kafka(Arc::new(consumer))))
     }
 
     fn reader(
@@ -662,6 +685,14 @@ fn offsets_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<O
     partitions.iter().map(offset).collect()
 }
 
+fn committed_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<Option<Committed>> {
+    let committed = |(partition, next_offset): (&TopicPartition, Option<i64>)| {
+        let element = list.find_partition(&partition.topic, partition.partition)?;
+        Some(Committed { next_offset: next_offset?, metadata: element.metadata().to_owned() })
+    };
+    partitions.iter().zip(offsets_in(list, partitions)).map(committed).collect()
+}
+
 fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for partition in partitions {
@@ -841,11 +872,7 @@ impl Member for KafkaMember {
 
     fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
         let list = self.committed_list(partitions)?;
-        let committed = |(partition, next_offset): (&TopicPartition, Option<i64>)| {
-            let element = list.find_partition(&partition.topic, partition.partition)?;
-            Some(Committed { next_offset: next_offset?, metadata: element.metadata().to_owned() })
-        };
-        Ok(partitions.iter().zip(offsets_in(&list, partitions)).map(committed).collect())
+        Ok(committed_in(&list, partitions))
     }
 
     fn commit_with_metadata(&mut self, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
@@ -874,8 +901,10 @@ impl Member for KafkaMember {
 
     fn leave(self: Box<Self>) {
         self.consumer.unsubscribe();
-        // Leaving is done by serving the client until the last revocation is answered.
-        let deadline = Instant::now() + Duration::from_secs(2);
+        // Leaving is done by serving the client until the last revocation is answered, and then until it has said good-bye:
+        // a member with an instance name that is closed before keeps its place.
+        let mut deadline = Instant::now() + Duration::from_secs(2);
+        let mut has_answered = false;
         let mut member = self;
         while Instant::now() < deadline {
             let Ok(events) = member.events(Duration::from_millis(20)) else {
@@ -887,8 +916,10 @@ impl Member for KafkaMember {
                     done = member.stop(&partitions).is_ok();
                 }
             }
-            if done || member.consumer.assignment().is_ok_and(|assignment| assignment.count() == 0) {
-                break;
+            done |= member.consumer.assignment().is_ok_and(|assignment| assignment.count() == 0);
+            if done && !has_answered {
+                has_answered = true;
+                deadline = Instant::now() + GOOD_BYE;
             }
         }
     }
@@ -1139,6 +1170,9 @@ impl KafkaTransactional {
                 .group_metadata()
                 .ok_or_else(|| LogError::new(Remedy::Retry, step.clone(), "the consumer is in no group yet"))?;
             let list = list_with_offsets(&[(progress.position.clone(), progress.next_offset)], &step)?;
+            if let Some(mut element) = list.find_partition(&progress.position.topic, progress.position.partition) {
+                element.set_metadata(progress.metadata);
+            }
             self.producer
                 .send_offsets_to_transaction(&list, &metadata, CALL_TIMEOUT)
                 .map_err(|error| classify(&step, &error))?;

@@ -184,7 +184,26 @@ pub trait Log: Send + Sync {
     ///
     /// # Errors
     /// [`Remedy::Retry`] if the broker cannot be reached.
-    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError>;
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
+        let committed = self.committed_with_metadata(group, partitions)?;
+        Ok(committed.into_iter().map(|committed| Some(committed?.next_offset)).collect())
+    }
+
+    /// As [`Log::committed`], with the metadata committed beside each offset; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Log::committed`].
+    fn committed_with_metadata(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError>;
+
+    /// Deletes the records of a partition before `offset`.
+    ///
+    /// # Errors
+    /// [`Remedy::Retry`] if the broker cannot be reached, [`Remedy::Refuse`] if we may not.
+    fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError>;
 
     /// A producer whose appends to one partition are in order, without gaps and without repetition, for as long as none
     /// of them failed.
@@ -204,6 +223,13 @@ pub trait Log: Send + Sync {
     /// # Errors
     /// [`Remedy::Refuse`] for a configuration that cannot work.
     fn join(&self, membership: &Membership) -> Result<Box<dyn Member>, LogError>;
+
+    /// For transactions that commit progress of a group without being a member of it, which keeps nobody from working on
+    /// it: whoever does so must hold the transactional id under which its members commit.
+    ///
+    /// # Errors
+    /// [`Remedy::Refuse`] for a configuration that cannot work.
+    fn outsider(&self, group: &str) -> Result<GroupHandle, LogError>;
 
     /// Reads one partition outside any group.
     ///
@@ -238,6 +264,8 @@ pub struct Progress<'a> {
     pub group: &'a GroupHandle,
     pub position: TopicPartition,
     pub next_offset: i64,
+    /// Kept beside the offset, at most [`METADATA_MAX`] bytes.
+    pub metadata: &'a str,
 }
 
 /// Appends inside transactions; one at a time.
@@ -342,14 +370,14 @@ pub trait PartitionReader: Send {
     fn read(&mut self, max: usize, wait: Duration, records: &mut Vec<Record>) -> Result<(), LogError>;
 }
 
-/// A member's place in its group, as transactions name it.
+/// A member's place in its group, or an outsider's, as transactions name it.
 #[derive(Clone)]
 pub struct GroupHandle(pub(crate) GroupHandleInner);
 
 #[derive(Clone)]
 pub(crate) enum GroupHandleInner {
     Kafka(std::sync::Arc<kafka::Consumer>),
-    Memory { group: String, member: u64 },
+    Memory { group: String, member: Option<u64> },
 }
 
 impl std::fmt::Debug for GroupHandle {

@@ -56,6 +56,8 @@ pub struct Config {
     pub dead_letters: Topic,
     /// Published rule sets.
     pub control: Topic,
+    /// Checkpoints.
+    pub state: Topic,
     pub decide: Decide,
     pub canary: Canary,
     pub http: Http,
@@ -140,6 +142,9 @@ pub struct Decide {
     /// Longest time between two commits of an owner without transitions.
     #[serde(with = "duration::as_text")]
     pub commit_every: Micros,
+    /// Time between two checkpoints of a partition; what is decided after one is replayed when an owner takes over.
+    #[serde(with = "duration::as_text")]
+    pub checkpoint_every: Micros,
 }
 
 /// A reading that proves the path from the canonical log to every sink, all the time.
@@ -295,6 +300,7 @@ impl Default for Config {
             alerts: Topic { topic: "wardbell.alerts".to_owned() },
             dead_letters: Topic { topic: "wardbell.dead-letters".to_owned() },
             control: Topic { topic: "wardbell.control".to_owned() },
+            state: Topic { topic: "wardbell.state".to_owned() },
             decide: Decide::default(),
             canary: Canary::default(),
             http: Http::default(),
@@ -386,7 +392,7 @@ impl Default for Canonical {
 
 impl Default for Decide {
     fn default() -> Self {
-        Self { commit_every: 5 * SECOND }
+        Self { commit_every: 5 * SECOND, checkpoint_every: 60 * SECOND }
     }
 }
 
@@ -435,6 +441,7 @@ impl Config {
             alerts: self.alerts.topic.clone(),
             dead_letters: self.dead_letters.topic.clone(),
             control: self.control.topic.clone(),
+            state: self.state.topic.clone(),
             partitions: self.canonical.partitions,
             retention: Duration::from_micros(self.canonical.retention.unsigned_abs()),
             create: self.create_topics,
@@ -545,6 +552,7 @@ fn unknown_keys(file: &SourceFile, table: &DeTable<'_>) -> Vec<Diagnostic> {
         ("alerts", field_names::<Topic>()),
         ("dead_letters", field_names::<Topic>()),
         ("control", field_names::<Topic>()),
+        ("state", field_names::<Topic>()),
         ("decide", field_names::<Decide>()),
         ("canary", field_names::<Canary>()),
         ("http", field_names::<Http>()),
@@ -630,6 +638,7 @@ fn wrong_values(file: &SourceFile, table: &DeTable<'_>, config: &Config) -> Vec<
         (&config.alerts.topic, ["alerts", "topic"]),
         (&config.dead_letters.topic, ["dead_letters", "topic"]),
         (&config.control.topic, ["control", "topic"]),
+        (&config.state.topic, ["state", "topic"]),
     ] {
         if !named(topic) || source_topics.contains(topic) {
             let message = format!("`{topic}` cannot be this topic");
@@ -653,6 +662,13 @@ fn wrong_values(file: &SourceFile, table: &DeTable<'_>, config: &Config) -> Vec<
     }
     if config.source.lateness < 0 || config.source.skew < 0 || config.decide.commit_every <= 0 {
         fault(&["source"], "lateness, skew and decide.commit_every must not be negative".to_owned(), "like \"60s\"");
+    }
+    if !(SECOND..=3_600 * SECOND).contains(&config.decide.checkpoint_every) {
+        fault(
+            &["decide", "checkpoint_every"],
+            format!("a checkpoint every {} cannot work", duration::print(config.decide.checkpoint_every)),
+            "between 1s and 1h; 60s suits most sites, longer makes a take-over slower",
+        );
     }
     match config.http.address() {
         Err(message) => fault(&["http", "listen"], message, "like \"127.0.0.1:9640\", or \"off\""),
@@ -746,7 +762,7 @@ fn override_key(root: &mut Table, name: &str, value: &str) -> Result<(), String>
         [section] if section == "canary" => field_names::<Canary>().contains(&last.as_str()),
         [section] if section == "http" => field_names::<Http>().contains(&last.as_str()),
         [section] if section == "latency" => field_names::<LatencyFiles>().contains(&last.as_str()),
-        [section] if ["alerts", "dead_letters", "control"].contains(&section.as_str()) => last == "topic",
+        [section] if ["alerts", "dead_letters", "control", "state"].contains(&section.as_str()) => last == "topic",
         [sink, _] if sink == "sink" => last != "name" && field_names::<Sink>().contains(&last.as_str()),
         [kafka, options] => kafka == "kafka" && options == "options",
         _ => false,

@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use wardbell_connectors::runtime::Instant;
 
 use serde::Serialize;
 
@@ -235,6 +237,16 @@ pub struct Waiting {
     entered: Arc<Loop>,
     /// A wait inside another one ends in that.
     before: Activity,
+}
+
+impl Waiting {
+    /// Another call to the outside system begins: each is excused for as long as one may take.
+    pub fn renew(&self) {
+        let mut activity = lock(&self.entered.activity);
+        if let Activity::Waiting(what, _) = *activity {
+            *activity = Activity::Waiting(what, Instant::now());
+        }
+    }
 }
 
 impl Drop for Waiting {

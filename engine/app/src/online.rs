@@ -211,13 +211,15 @@ impl Asking<'_> {
     /// What the job's user may do with the topics that exist.
     fn rights(&mut self) {
         let topics = self.topics.clone();
-        let own = [&topics.canonical, &topics.alerts, &topics.control];
+        let own = [&topics.canonical, &topics.alerts, &topics.control, &topics.state];
         for name in topics.source.iter().chain(own) {
             self.right(name, Right::Read(TopicPartition::new(name, 0)), "read", "Read");
         }
         for name in own.into_iter().chain([&topics.dead_letters]) {
             self.right(name, Right::Write(TopicPartition::new(name, 0)), "written to", "Write");
         }
+        let old = Right::Delete(TopicPartition::new(&topics.state, 0));
+        self.right(&topics.state, old, "cleared of old records", "Delete");
         let about = "idempotent producer";
         match self.log.may(&Right::Append) {
             Ok(()) => self.answers.ok(about, "is allowed"),
@@ -448,9 +450,11 @@ mod tests {
         for about in ["idempotent producer", "consumer groups", "transactions"] {
             assert!(answers.iter().any(|answer| answer.about == about), "{about}: {answers:#?}");
         }
-        for topic in ["devices", "wardbell.readings", "wardbell.alerts", "wardbell.dead-letters", "wardbell.control"] {
+        let own = ["wardbell.readings", "wardbell.dead-letters", "wardbell.control", "wardbell.state"];
+        for topic in ["devices"].into_iter().chain(own) {
             assert_eq!(log.offsets(topic, 0).expect("there"), (0, 0), "{topic}");
         }
+        assert_eq!(log.dump("wardbell.alerts", 0), [], "what was tried there was aborted");
         let joined = [TopicPartition::new("wardbell.alerts", 0)];
         assert_eq!(log.committed("wardbell-check", &joined).expect("asked"), [None]);
     }
@@ -460,7 +464,7 @@ mod tests {
         let (log, config) = (memory(), config("create_topics = false"));
         let answers = ask_log(&config, &log, &SystemClock);
         let missing = answers.iter().filter(|answer| answer.state == State::Error && answer.remedy.is_some()).count();
-        assert_eq!(missing, 5, "{answers:#?}");
+        assert_eq!(missing, 6, "{answers:#?}");
         let made = ask_log(&Config { create_topics: true, ..config }, &log, &SystemClock);
         let errors: Vec<_> = made.iter().filter(|answer| answer.state == State::Error).collect();
         assert!(errors.len() == 1 && errors[0].about == "topic devices", "{made:#?}");

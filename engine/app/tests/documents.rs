@@ -163,7 +163,7 @@ fn commands_that_a_document_shows_exist() {
             Command::new(env!("CARGO_BIN_EXE_wardbell")).args([command, "--help"]).output().expect("the binary runs");
         output.status.success()
     };
-    let known = ["demo", "run", "check", "test", "rules", "normalize", "control"];
+    let known = ["demo", "run", "check", "test", "rules", "normalize", "control", "recover", "verify", "explain"];
     for (document, text) in all() {
         for line in text.lines().filter(|line| line.starts_with("wardbell ") || line.starts_with("    wardbell ")) {
             let command = line.split_whitespace().nth(1).unwrap_or_default();

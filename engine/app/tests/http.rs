@@ -18,8 +18,8 @@ use wardbell::sets::Document;
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{
-    Appender, Isolation, Log, LogError, Member, Membership, Outgoing, PartitionReader, Remedy, StampedBy,
-    TopicPartition, TopicSpec, Transactional,
+    Appender, Committed, GroupHandle, Isolation, Log, LogError, Member, Membership, Outgoing, PartitionReader, Remedy,
+    StampedBy, TopicPartition, TopicSpec, Transactional,
 };
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink, SinkError};
 use wardbell_core::partition::Settings;
@@ -103,6 +103,7 @@ impl Ward {
             alerts: "ward.alerts".to_owned(),
             dead_letters: "ward.dead-letters".to_owned(),
             control: "ward.control".to_owned(),
+            state: "ward.state".to_owned(),
             partitions: 2,
             retention: Duration::from_secs(86_400),
             create: true,
@@ -125,6 +126,9 @@ impl Ward {
             folder: None,
             decision,
             commit_every: Duration::from_millis(200),
+            strict_replay: true,
+            leave_on_exit: false,
+            checkpoint_every: Duration::from_secs(60),
             tick_every: Duration::from_millis(200),
             canary_every: None,
             connectors: Vec::new(),
@@ -447,8 +451,16 @@ impl Log for Outage {
         self.inner.describe(topic)
     }
 
-    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
-        self.inner.committed(group, partitions)
+    fn committed_with_metadata(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError> {
+        self.inner.committed_with_metadata(group, partitions)
+    }
+
+    fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
+        self.inner.delete_before(topic, partition, offset)
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
@@ -457,6 +469,10 @@ impl Log for Outage {
 
     fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
         self.inner.transactional(id)
+    }
+
+    fn outsider(&self, group: &str) -> Result<GroupHandle, LogError> {
+        self.inner.outsider(group)
     }
 
     fn join(&self, membership: &Membership) -> Result<Box<dyn Member>, LogError> {

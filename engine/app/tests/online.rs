@@ -39,7 +39,7 @@ impl Site {
             "site = \"online\"\ngroup = \"{name}\"\ninstance = \"a\"\nrules = {:?}\n[kafka]\n{kafka}\n\
              [source]\ntopics = [\"{name}.devices\"]\n[canonical]\ntopic = \"{name}.readings\"\npartitions = 2\n\
              [alerts]\ntopic = \"{name}.alerts\"\n[dead_letters]\ntopic = \"{name}.dead-letters\"\n\
-             [control]\ntopic = \"{name}.control\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
+             [control]\ntopic = \"{name}.control\"\n[state]\ntopic = \"{name}.state\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
              [[sink]]\nname = \"file\"\ntype = \"jsonl\"\npath = {:?}\n",
             root().join("examples/first-rule").display().to_string(),
             folder.path().join("alerts.jsonl").display().to_string(),
@@ -55,9 +55,9 @@ impl Site {
         self.folder.path().join("wardbell.toml").display().to_string()
     }
 
-    fn own_topics(&self) -> [&str; 4] {
+    fn own_topics(&self) -> [&str; 5] {
         let topics = &self.topics;
-        [&topics.canonical, &topics.alerts, &topics.dead_letters, &topics.control].map(String::as_str)
+        [&topics.canonical, &topics.alerts, &topics.dead_letters, &topics.control, &topics.state].map(String::as_str)
     }
 
     /// Exit code and answers of `check --online`.
@@ -195,7 +195,8 @@ fn asking_fences_nobody_moves_no_partition_and_leaves_nothing_to_read() {
     }
 
     member.leave();
-    for name in topics.source.iter().chain([&topics.canonical, &topics.dead_letters, &topics.control]) {
+    let own = [&topics.canonical, &topics.dead_letters, &topics.control, &topics.state];
+    for name in topics.source.iter().chain(own) {
         assert_eq!(log.offsets(name, 0).expect("there"), (0, 0), "{name}");
     }
     let place = TopicPartition::new(&topics.alerts, 0);
@@ -319,6 +320,7 @@ fn the_rights_of_the_deployment_example_are_enough_and_each_that_is_missing_is_n
         .env("WARDBELL_ALERTS", &topics.alerts)
         .env("WARDBELL_DEAD_LETTERS", &topics.dead_letters)
         .env("WARDBELL_CONTROL", &topics.control)
+        .env("WARDBELL_STATE", &topics.state)
         .env("WARDBELL_PARTITIONS", "2")
         .env("WARDBELL_COPIES", "1")
         .env("WARDBELL_COPIES_NEEDED", "1")
@@ -332,15 +334,17 @@ fn the_rights_of_the_deployment_example_are_enough_and_each_that_is_missing_is_n
     let logged = std::fs::read_to_string(site.folder.path().join("run.log")).expect("a log");
     assert!(logged.contains("the job runs") && !logged.contains(&server.password));
 
-    let taken = Command::new(bin.path().join("kafka-acls.sh"))
-        .args(["--bootstrap-server", &server.plain, "--remove", "--force", "--operation", "Write"])
-        .args(["--allow-principal", &format!("User:{}", server.user), "--topic", &topics.alerts])
-        .output()
-        .expect("the tool runs");
-    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
-    let (code, answers) = site.check(&must_exist);
-    assert_eq!(code, Some(1), "{answers:#?}");
-    let said = answers.of(&format!("topic {}", topics.alerts), "error");
-    assert!(said.contains(&format!("--topic {} --operation Write", topics.alerts)), "{answers:#?}");
-    assert_eq!(answers.faults().len(), 1, "{answers:#?}");
+    for (n_taken, (topic, operation)) in (1..).zip([(&topics.alerts, "Write"), (&topics.state, "Delete")]) {
+        let taken = Command::new(bin.path().join("kafka-acls.sh"))
+            .args(["--bootstrap-server", &server.plain, "--remove", "--force", "--operation", operation])
+            .args(["--allow-principal", &format!("User:{}", server.user), "--topic", topic])
+            .output()
+            .expect("the tool runs");
+        assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+        let (code, answers) = site.check(&must_exist);
+        assert_eq!(code, Some(1), "{answers:#?}");
+        let said = answers.of(&format!("topic {topic}"), "error");
+        assert!(said.contains(&format!("--topic {topic} --operation {operation}")), "{answers:#?}");
+        assert_eq!(answers.faults().len(), n_taken, "{answers:#?}");
+    }
 }

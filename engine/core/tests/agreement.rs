@@ -1,11 +1,10 @@
-//! Two evaluations of one meaning: the engine against the naive one in [`oracle`], over random cases and a recorded
+//! Two evaluations of one meaning: the engine against the naive one ([`oracle`]), over random cases and a recorded
 //! stay; and the engine against itself, where the log was cut, repeated or interrupted.
 //!
 //! A random case ([`random`]) is a function of its seed. `WARDBELL_SEED=<n>` runs just this seed, `WARDBELL_CASES=<n>`
 //! sets how many seeds are run, from 0. Both sides are compared after every item of a log, so a disagreement is found
 //! in the smallest prefix that shows it; that is cut down to the items it needs before it is printed.
 
-mod oracle;
 mod random;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,10 +16,12 @@ use std::sync::{Mutex, OnceLock};
 
 use oracle::{Item, Reading, Record, Set, Transition, World};
 use random::{Case, Dice, MINUTE, YEAR_2026, random_case};
-use wardbell_core::partition::{Connector, Partition, Settings, State};
+use wardbell_core::partition::checkpoint::{SLICE_MAX, Unreadable};
+use wardbell_core::partition::{Connector, Partition, Settings};
+use wardbell_oracle as oracle;
 use wardbell_rules::{Rule, RuleSet, SourceFile, compile};
-use wardbell_schemas::alert::{Content, content_bytes};
-use wardbell_schemas::catalogue::{Catalogue, Signal};
+use wardbell_schemas::alert::{Content, State, content_bytes};
+use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::control::{Condition, Control, ControlRecord, TickClaim};
 use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
 use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
@@ -43,14 +44,7 @@ fn naive<'a>(case: &Case, signals: &'a [oracle::Signal]) -> World<'a> {
 /// The catalogue, as the naive side knows it.
 fn naive_signals() -> &'static [oracle::Signal] {
     static SIGNALS: OnceLock<Vec<oracle::Signal>> = OnceLock::new();
-    let of_catalogue = |signal: &Signal| oracle::Signal {
-        id: signal.id.clone(),
-        per_unit: signal.per_unit,
-        typical_interval_us: signal.typical_interval_us,
-        stale_after_us: signal.stale_after_us,
-        categories: signal.states.clone(),
-    };
-    SIGNALS.get_or_init(|| Catalogue::builtin().signals().iter().map(of_catalogue).collect())
+    SIGNALS.get_or_init(|| oracle::Signal::all_of(Catalogue::builtin()))
 }
 
 /// The sets of a case, checked: a random rule has no fault that the checker knows of.
@@ -282,17 +276,30 @@ impl<'a> Feeder<'a> {
     /// Writes the partition down and goes on with what was read back.
     fn restart(&mut self) {
         self.flush();
-        let written = serde_json::to_string(self.partition.state()).expect("a state can be written");
-        let state: State = serde_json::from_str(&written).expect("a state can be read");
+        let slices = written(&mut self.partition);
+        self.partition = self.read_back(&slices).expect("a checkpoint can be read");
+    }
+
+    /// The partition that a checkpoint under the set in force was made of.
+    fn read_back(&self, slices: &[Vec<u8>]) -> Result<Partition, Unreadable> {
         let (set, rules) = self.in_force;
-        let settings = settings(set, self.case.record_clock);
-        self.partition = Partition::restore(settings, rules, Catalogue::builtin(), state);
+        Partition::restore_checkpoint(settings(set, self.case.record_clock), rules, Catalogue::builtin(), slices)
     }
 
     fn finish(mut self) -> (Vec<Content>, OutcomeCounts) {
         self.flush();
         (self.decided, *self.partition.outcomes())
     }
+}
+
+/// A whole checkpoint at once.
+fn written(partition: &mut Partition) -> Vec<Vec<u8>> {
+    partition.begin_checkpoint();
+    let mut slices = Vec::new();
+    while partition.is_checkpointing() {
+        slices.extend(partition.next_slice(usize::MAX));
+    }
+    slices
 }
 
 fn control(id: &str, control: Control) -> ControlRecord {
@@ -766,6 +773,155 @@ fn a_partition_written_and_read_back_goes_on_as_if_nothing_had_happened() {
         same(&case, &format!("read back before the items {restarts:?}"), &got, &expected)
     });
     assert_none_failed(&failures, seeds.len());
+}
+
+/// Writes a checkpoint of a case while its items go on being applied, and reads it back: what comes is the partition
+/// that saw the items before it began, byte for byte, and goes on like it.
+fn check_written_while_items_are_applied(seed: u64) -> Result<(), String> {
+    let case = random_case(seed);
+    let sets = Sets::of(&case);
+    let mut dice = Dice::of(!seed);
+    let begin = dice.0.usize(0..=case.items.len());
+    let budget = dice.pick(&[0, 200, 5_000]);
+    let mut written_meanwhile = Feeder::new(&case, &sets, 1);
+    let mut stopped = Feeder::new(&case, &sets, 1);
+    for index in 0..begin {
+        written_meanwhile.feed(index);
+        stopped.feed(index);
+    }
+    written_meanwhile.partition.begin_checkpoint();
+    let mut slices = Vec::new();
+    for index in begin..case.items.len() {
+        // Most items find their patients unwritten.
+        if dice.chance(5) {
+            slices.extend(written_meanwhile.partition.next_slice(budget));
+        }
+        written_meanwhile.feed(index);
+    }
+    while written_meanwhile.partition.is_checkpointing() {
+        slices.extend(written_meanwhile.partition.next_slice(budget));
+    }
+    if let Some(slice) = slices.iter().find(|slice| slice.is_empty() || slice.len() > SLICE_MAX) {
+        return Err(format!("a slice of {} bytes", slice.len()));
+    }
+    let differ = |what: &str| Err(format!("begun before item {begin}, budget {budget}: {what}\n{}", printed(&case)));
+    let mut restored = Feeder::new(&case, &sets, 1);
+    (restored.in_force, restored.number) = (stopped.in_force, stopped.number);
+    (restored.said, restored.decided) = (stopped.said.clone(), stopped.decided.clone());
+    restored.partition = match restored.read_back(&slices) {
+        Ok(partition) => partition,
+        Err(fault) => return differ(&fault.to_string()),
+    };
+    if written(&mut restored.partition) != written(&mut stopped.partition) {
+        return differ("another state than at the beginning");
+    }
+    let before = *stopped.partition.outcomes();
+    for index in begin..case.items.len() {
+        restored.feed(index);
+        stopped.feed(index);
+    }
+    same(&case, &format!("read back as of item {begin}"), &restored.decided, &stopped.decided)?;
+    same(&case, &format!("written from item {begin} on"), &written_meanwhile.decided, &stopped.decided)?;
+    let mut outcomes = before;
+    outcomes.merge(restored.partition.outcomes());
+    if outcomes != *stopped.partition.outcomes() {
+        return differ("other outcomes afterwards");
+    }
+    if written(&mut restored.partition) != written(&mut stopped.partition) {
+        return differ("another state at the end");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_is_the_state_at_its_beginning_whatever_is_applied_meanwhile() {
+    let seeds = seeds(10 * OWN_CASES);
+    let failures = over_all(&seeds, check_written_while_items_are_applied);
+    assert_none_failed(&failures, seeds.len());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let case = random_case(1);
+    let sets = Sets::of(&case);
+    let mut feeder = Feeder::new(&case, &sets, 1);
+    for index in 0..case.items.len() {
+        feeder.feed(index);
+    }
+    let whole = written(&mut feeder.partition).concat();
+    assert!(feeder.read_back(&[whole.clone()]).is_ok());
+    let refused = |bytes: Vec<u8>, what: &str| {
+        let slices = [bytes];
+        assert!(Partition::head(&slices).is_err() && feeder.read_back(&slices).is_err(), "{what} is not noticed");
+    };
+    let step = whole.len().div_ceil(400);
+    for end in (0..whole.len()).step_by(step).chain(whole.len().saturating_sub(50)..whole.len()) {
+        refused(whole[..end].to_vec(), &format!("a cut at byte {end} of {}", whole.len()));
+    }
+    for at in (0..whole.len()).step_by(step).chain(0..20) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        refused(bytes, &format!("a flipped bit of byte {at} of {}", whole.len()));
+    }
+    refused([whole.clone(), vec![0]].concat(), "a byte behind the end");
+    assert_eq!(Partition::head(&[]), Err(Unreadable::Damaged { what: "it does not begin like one" }));
+    let mut newer = whole;
+    newer[8] = 2;
+    assert_eq!(Partition::head(&[newer]), Err(Unreadable::Form { found: 2 }));
+}
+
+/// Episodes go on under their ids: each transition is told once, in the order of its number, and none after the end.
+fn check_episodes(case: &Case, contents: &[Content]) -> Result<(), String> {
+    let mut newest: HashMap<&str, &Content> = HashMap::new();
+    for content in contents {
+        let before = newest.insert(&content.episode, content);
+        let goes_on = match before {
+            None => content.number == 0,
+            Some(before) => content.number == before.number + 1 && before.state != State::Off,
+        };
+        if !goes_on {
+            return Err(format!("{} {} is out of place\n{}", content.id, content.transition.name(), printed(case)));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn episodes_rebuilt_from_alerts_go_on_under_their_ids() {
+    let seeds = seeds(OWN_CASES);
+    let n_open = AtomicU64::new(0);
+    let failures = over_all(&seeds, |seed| {
+        let case = random_case(seed);
+        let sets = Sets::of(&case);
+        let (expected, _) = engine(&case, &sets, 1);
+        let rebuilt_before = Dice::of(!seed).0.usize(0..=case.items.len());
+        for loses_all in [false, true] {
+            let mut feeder = Feeder::new(&case, &sets, 1);
+            for index in 0..case.items.len() {
+                if index == rebuilt_before {
+                    let (_, _, open) = feeder.partition.sizes();
+                    if loses_all {
+                        feeder.partition.rebuild_episodes(&[]);
+                    }
+                    let unknown = feeder.partition.rebuild_episodes(&feeder.decided);
+                    if !unknown.is_empty() || feeder.partition.sizes().2 != open {
+                        return Err(format!("before item {index}, {unknown:?} are not known\n{}", printed(&case)));
+                    }
+                    n_open.fetch_add(open as u64, Ordering::Relaxed);
+                }
+                feeder.feed(index);
+            }
+            let (got, _) = feeder.finish();
+            if loses_all {
+                check_episodes(&case, &got).map_err(|fault| format!("lost before item {rebuilt_before}: {fault}"))?;
+            } else {
+                same(&case, &format!("rebuilt before item {rebuilt_before}"), &got, &expected)?;
+            }
+        }
+        Ok(())
+    });
+    assert_none_failed(&failures, seeds.len());
+    assert!(seeds.len() < 100 || n_open.into_inner() > 0, "no case has an open episode: the generator lost it");
 }
 
 /// Where a source's clock stands after a time was said (2.5).

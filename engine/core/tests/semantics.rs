@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use arrow_array::RecordBatch;
 use sha2::{Digest, Sha256};
-use wardbell_core::partition::{Connector, Decided, Partition, Settings, State};
+use wardbell_core::partition::{Connector, Decided, Partition, Settings};
 use wardbell_core::trial;
 use wardbell_rules::cases::{self, Case, CaseReading};
 use wardbell_rules::{RuleSet, SourceFile, compile};
@@ -426,9 +426,13 @@ impl Log {
 
     /// Writes the partition down and goes on with what was read back.
     fn restart(&mut self) {
-        let written = serde_json::to_string(self.partition.state()).expect("a state can be written");
-        let state: State = serde_json::from_str(&written).expect("a state can be read");
-        self.partition = Partition::restore(self.settings.clone(), &self.rules, Catalogue::builtin(), state);
+        self.partition.begin_checkpoint();
+        let mut slices = Vec::new();
+        while self.partition.is_checkpointing() {
+            slices.extend(self.partition.next_slice(usize::MAX));
+        }
+        let read = Partition::restore_checkpoint(self.settings.clone(), &self.rules, Catalogue::builtin(), &slices);
+        self.partition = read.expect("a checkpoint can be read");
     }
 
     /// What was decided since the last call.
@@ -1355,7 +1359,7 @@ fn line_8_1_before_the_rules_of_a_reading_come_its_clock_its_own_silence_and_tha
         "71s superseded low @device-a technical/stale",
         "71s raised high @device-b time",
     ]);
-    assert_eq!(log.partition.state().transitions, 6);
+    assert_eq!(log.partition.transitions(), 6);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a Kafka cluster allows, found out by what a broker answers to things that cannot happen: a record that is too
-//! large, a read at the end of a partition, a topic that is to be looked at and not made.
+//! large, a read at the end of a partition, records to be deleted that are not there, a topic that is to be looked at and not
+//! made.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ impl Inspect for KafkaLog {
         match right {
             Right::Read(from) => self.may_read(from),
             Right::Write(to) => self.may_write(to),
+            Right::Delete(from) => self.may_delete(from),
             Right::Append => self.may_append(),
         }
     }
@@ -139,6 +141,18 @@ impl KafkaLog {
                 Err(LogError::new(remedy, step, code.to_string()))
             }
             None => Err(LogError::new(Remedy::Retry, step, "the broker did not answer in time")),
+        }
+    }
+
+    /// Deletes up to an offset that no partition reaches. A broker looks at the right first and at the offset then, so the
+    /// answer tells, and nothing is deleted.
+    fn may_delete(&self, from: &TopicPartition) -> Result<(), LogError> {
+        let step = format!("deleting records of {}/{}", from.topic, from.partition);
+        let list = list_with_offsets(&[(from.clone(), i64::MAX)], &step)?;
+        let answered = self.admin(&step, async |client, options| client.delete_records(&list, &options).await)?;
+        match answered.elements().iter().find_map(|element| element.error().err()) {
+            None | Some(KafkaError::OffsetFetch(RDKafkaErrorCode::OffsetOutOfRange)) => Ok(()),
+            Some(error) => Err(classify(&step, &error)),
         }
     }
 

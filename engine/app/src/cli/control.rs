@@ -12,9 +12,7 @@ use wardbell_connectors::log::{Appended, Log, LogError, Remedy};
 use wardbell_connectors::partitioner::partition_of;
 use wardbell_schemas::control::{Control, ControlRecord};
 
-use super::{FINDING, MISUSE, OK, colored, plural, start_logs};
-use crate::config;
-use crate::rules_files;
+use super::{FINDING, MISUSE, OK, load_config, start_logs};
 
 /// How long the broker may take to acknowledge the record.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(30);
@@ -103,13 +101,8 @@ fn episode(text: &str) -> Result<String, &'static str> {
 pub fn run(arguments: &Arguments) -> u8 {
     start_logs(true);
     let (whom, what, control) = request(&arguments.request);
-    let config = match config::load(&whom.config) {
-        Ok(config) => config,
-        Err((files, faults)) => {
-            eprint!("{}", rules_files::render(&faults, &files, colored()));
-            eprintln!("the configuration cannot be used: {}", plural(faults.len(), "fault", "faults"));
-            return MISUSE;
-        }
+    let Some(config) = load_config(&whom.config) else {
+        return MISUSE;
     };
     let topic = &config.canonical.topic;
     let written = config.kafka.open().and_then(|log| write(&log, topic, &whom.patient, control));

@@ -4,18 +4,25 @@
 mod check;
 mod control;
 mod demo;
+mod explain;
 mod normalize;
+mod recover;
 mod rules;
 mod run;
 mod test;
+mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::{self, Config};
 use crate::pipeline::SinkSettings;
+use crate::rules_files;
+use crate::verify::Told;
 
 /// All well.
 const OK: u8 = 0;
@@ -23,6 +30,9 @@ const OK: u8 = 0;
 const FINDING: u8 = 1;
 /// Wrong use or configuration, or nothing to work on.
 const MISUSE: u8 = 2;
+
+/// Long work tells this often how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(3);
 
 /// Stream-processing clinical alerting: readings from medical devices in, alerts out, with their latency.
 ///
@@ -43,6 +53,9 @@ enum Command {
     Rules(rules::Arguments),
     Normalize(normalize::Arguments),
     Control(control::Arguments),
+    Verify(verify::Arguments),
+    Explain(explain::Arguments),
+    Recover(recover::Arguments),
 }
 
 /// Runs the command that was typed.
@@ -63,6 +76,9 @@ pub fn main() -> ExitCode {
         Command::Rules(arguments) => rules::run(&arguments),
         Command::Normalize(arguments) => normalize::run(&arguments),
         Command::Control(arguments) => control::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Recover(arguments) => recover::run(&arguments),
     };
     ExitCode::from(code)
 }
@@ -91,6 +107,29 @@ fn start_logs(quiet: bool) {
 fn colored() -> bool {
     use std::io::IsTerminal;
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// The configuration; its faults are shown.
+fn load_config(path: &Path) -> Option<Config> {
+    config::load(path)
+        .inspect_err(|(files, faults)| {
+            eprint!("{}", rules_files::render(faults, files.as_slice(), colored()));
+            eprintln!("the configuration cannot be used: {}", plural(faults.len(), "fault", "faults"));
+        })
+        .ok()
+}
+
+/// Tells on a terminal every few seconds how far a replay of the canonical log is.
+fn progress() -> impl FnMut(Told) {
+    use std::io::IsTerminal;
+    let is_shown = std::io::stderr().is_terminal();
+    let mut told = Instant::now();
+    move |Told { partition, offset, end }| {
+        if is_shown && told.elapsed() > PROGRESS_EVERY {
+            told = Instant::now();
+            eprintln!("partition {partition}: at canonical offset {offset} of {end}");
+        }
+    }
 }
 
 fn plural(count: usize, one: &str, many: &str) -> String {

@@ -7,9 +7,8 @@ use serde::Serialize;
 use wardbell_connectors::log::{Log, LogError, Remedy};
 use wardbell_schemas::alert::print_time;
 
-use super::{FINDING, MISUSE, OK, colored, plural, start_logs};
-use crate::config::{self, Config};
-use crate::rules_files;
+use super::{FINDING, MISUSE, OK, colored, load_config, plural, start_logs};
+use crate::config::Config;
 use crate::sets::folder::Unsound;
 use crate::sets::{Change, ControlTopic, Document, Published, same_site_and_clock, short};
 
@@ -109,7 +108,7 @@ struct Report<'a> {
 }
 
 fn publish(arguments: &Publish) -> Result<u8, LogError> {
-    let Some(config) = load(&arguments.config) else {
+    let Some(config) = load_config(&arguments.config) else {
         return Ok(MISUSE);
     };
     let mut folder = config.rules_folder();
@@ -193,7 +192,7 @@ struct Entry<'a> {
 }
 
 fn list(arguments: &List) -> Result<u8, LogError> {
-    let Some(config) = load(&arguments.config) else {
+    let Some(config) = load_config(&arguments.config) else {
         return Ok(MISUSE);
     };
     let published = control_topic(&config, false)?.all()?;
@@ -223,7 +222,7 @@ fn list(arguments: &List) -> Result<u8, LogError> {
 }
 
 fn show(arguments: &Show) -> Result<u8, LogError> {
-    let Some(config) = load(&arguments.config) else {
+    let Some(config) = load_config(&arguments.config) else {
         return Ok(MISUSE);
     };
     let topic = control_topic(&config, false)?;
@@ -273,16 +272,6 @@ fn write_files(folder: &Path, document: &Document) -> std::io::Result<()> {
         std::fs::write(path, &rule.text)?;
     }
     Ok(())
-}
-
-/// The configuration; its faults are shown.
-fn load(path: &Path) -> Option<Config> {
-    config::load(path)
-        .inspect_err(|(file, faults)| {
-            eprint!("{}", rules_files::render(faults, file.as_slice(), colored()));
-            eprintln!("the configuration cannot be used: {}", plural(faults.len(), "fault", "faults"));
-        })
-        .ok()
 }
 
 /// The control topic of a configuration: checked, and made if that is wanted.

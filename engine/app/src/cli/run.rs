@@ -30,8 +30,8 @@ const BROKER_WAIT: &str = "60s";
 
 /// Run the job beside a broker
 ///
-/// SIGTERM and SIGINT drain: what is in hand is finished and committed, then the job leaves. SIGHUP and changed rule files
-/// publish the configured rules.
+/// SIGTERM and SIGINT drain: what is in hand is finished and committed. SIGHUP and changed rule files publish the configured
+/// rules.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  wardbell run --config wardbell.toml\n  WARDBELL__KAFKA__BOOTSTRAP_SERVERS=broker:9092 wardbell run --config wardbell.toml"
@@ -43,12 +43,16 @@ pub struct Arguments {
     /// How long to wait at start for a broker that does not answer
     #[arg(long, value_name = "DURATION", default_value = BROKER_WAIT, value_parser = wait_duration)]
     wait_for_broker: Duration,
+    /// Give partitions to the other instances at the end; without it they stay with this `instance` for the session (6 s),
+    /// so that a restart in place goes on with them
+    #[arg(long)]
+    leave_on_exit: bool,
 }
 
 impl Arguments {
     pub fn of(config: &Path) -> Self {
         let wait_for_broker = wait_duration(BROKER_WAIT).expect("the default is a duration");
-        Self { config: config.to_owned(), wait_for_broker }
+        Self { config: config.to_owned(), wait_for_broker, leave_on_exit: false }
     }
 }
 
@@ -96,8 +100,7 @@ pub fn run_with(arguments: &Arguments, further_sinks: &dyn Fn() -> Vec<SinkSetti
         }
     };
     let mut systemd = Systemd::from_environment();
-    let wait = arguments.wait_for_broker;
-    let job = match start(&config, further_sinks, configured, wait, &systemd, &runtime, &stopped) {
+    let job = match start(&config, further_sinks, configured, arguments, &systemd, &runtime, &stopped) {
         Ok(Some(job)) => job,
         Ok(None) => return OK,
         Err(error) => {
@@ -219,14 +222,14 @@ fn start(
     config: &Config,
     further_sinks: &dyn Fn() -> Vec<SinkSettings>,
     configured: Option<Document>,
-    wait: Duration,
+    arguments: &Arguments,
     systemd: &Systemd,
     runtime: &tokio::runtime::Runtime,
     stopped: &tokio::sync::watch::Receiver<bool>,
 ) -> Result<Option<Job>, LogError> {
     let clock = Arc::new(SystemClock);
     let log = Arc::new(config.kafka.open()?);
-    let deadline = Instant::now() + wait;
+    let deadline = Instant::now() + arguments.wait_for_broker;
     loop {
         let mut sinks = Vec::new();
         for sink in &config.sink {
@@ -245,11 +248,14 @@ fn start(
             configured: configured.clone(),
             folder: Some(config.rules_folder()),
             commit_every: Duration::from_micros(config.decide.commit_every.unsigned_abs()),
+            checkpoint_every: Duration::from_micros(config.decide.checkpoint_every.unsigned_abs()),
+            strict_replay: false,
             tick_every: TICK_EVERY,
             canary_every: u64::try_from(config.canary.every).ok().filter(|us| *us > 0).map(Duration::from_micros),
             connectors: config.connectors(),
             sinks,
             record_only: config.record_only,
+            leave_on_exit: arguments.leave_on_exit,
         };
         match Job::start(settings, log.clone(), clock.clone()) {
             Ok(job) => return Ok(Some(job)),

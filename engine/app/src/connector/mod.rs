@@ -98,6 +98,21 @@ impl Connector {
     }
 }
 
+/// Raised whenever the same source record comes to mean other readings though no connector's file has changed.
+const NORMALIZER_VERSION: u32 = 1;
+
+/// Names everything that decides how source records are read: in every canonical batch. Rows of a record that were made
+/// twice, before and after a change of it, can be told apart.
+pub fn normalizer_hash(connectors: &[Connector]) -> String {
+    let mut files: Vec<String> =
+        connectors.iter().map(|connector| format!("{:?} {}", connector.topics, connector.hash)).collect();
+    files.sort();
+    let text = format!("wardbell-normalizer/{NORMALIZER_VERSION}\n{}", files.join("\n"));
+    let mut hash = hex(&Sha256::digest(text));
+    hash.truncate(16);
+    hash
+}
+
 impl Decoder for Connector {
     fn decode<'a>(&self, value: &'a [u8]) -> Vec<Decoded<'a>> {
         match &self.wire {

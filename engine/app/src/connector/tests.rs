@@ -173,3 +173,16 @@ fn samples_are_held_against_what_is_expected_line_by_line() {
     write("vendor.expected.jsonl", "{\n");
     assert_eq!(check(), ["M006 1 not a line of JSON", "M006 2 the samples give 1 lines more"]);
 }
+
+#[test]
+fn the_normalizer_set_is_named_by_its_files_and_topics_in_any_order() {
+    let of_topic = |text: &str, topic: &str| Connector { topics: vec![topic.to_owned()], ..sound(text) };
+    let (monitors, cuffs) = (of_topic(GOOD, "monitors"), of_topic("format = \"canonical\"\n", "cuffs"));
+    let hash = normalizer_hash(&[monitors.clone(), cuffs.clone()]);
+    assert_eq!(hash, normalizer_hash(&[cuffs.clone(), monitors.clone()]));
+    let other_topic = Connector { topics: vec!["pumps".to_owned()], ..monitors.clone() };
+    let other_file = of_topic(&GOOD.replace("lateness = \"2m\"", "lateness = \"3m\""), "monitors");
+    for others in [vec![], vec![monitors], vec![other_topic, cuffs.clone()], vec![other_file, cuffs]] {
+        assert_ne!(hash, normalizer_hash(&others));
+    }
+}

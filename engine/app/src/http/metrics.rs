@@ -39,12 +39,16 @@ enum Metric {
     SourceRecords,
     Readings,
     Repeated,
+    Renormalized,
+    LostRecords,
     DeadLetters,
     Unreadable,
     NextOffset,
     LagRecords,
     SourceDelay,
     DecideDelay,
+    DeliverDelay,
+    EstimatedDelay,
     ActiveSet,
     Transitions,
     AlertsRaised,
@@ -79,6 +83,14 @@ impl Metric {
             Metric::Repeated => {
                 ("wardbell_repeated_readings", Counter, "Readings appended twice after a failure and dropped")
             }
+            Metric::Renormalized => (
+                "wardbell_renormalized_readings",
+                Counter,
+                "Readings appended again with other connector files and dropped (E_RENORMALIZED)",
+            ),
+            Metric::LostRecords => {
+                ("wardbell_lost_source_records", Counter, "Source records that retention deleted before they were read")
+            }
             Metric::DeadLetters => ("wardbell_dead_letters", Counter, "Readings that cannot be used, by reason"),
             Metric::Unreadable => {
                 ("wardbell_unreadable_records", Counter, "Records of our own topics that could not be read")
@@ -91,6 +103,14 @@ impl Metric {
             Metric::DecideDelay => {
                 ("wardbell_decide_delay_seconds", Gauge, "No record of the canonical log waits for longer than this")
             }
+            Metric::DeliverDelay => {
+                ("wardbell_deliver_delay_seconds", Gauge, "No alert in hand waits for its sink for longer than this")
+            }
+            Metric::EstimatedDelay => (
+                "wardbell_estimated_delay_seconds",
+                Gauge,
+                "How long a stage will take for a record appended now, as fast as it works; absent while not known",
+            ),
             Metric::ActiveSet => ("wardbell_active_set", Gauge, "Number of the rule set that decides a partition"),
             Metric::Transitions => ("wardbell_transitions", Counter, "Transitions of episodes by rule"),
             Metric::AlertsRaised => ("wardbell_alerts_raised", Counter, "Alerts raised by priority"),
@@ -202,6 +222,12 @@ impl Families<'_> {
         let ended = outcomes.iter().map(|(outcome, count)| (labels([("outcome", outcome.name())]), count));
         self.counter(Metric::Readings, ended)?;
         self.counter(Metric::Repeated, [(Vec::new(), outcomes.repeated)])?;
+        self.counter(Metric::Renormalized, [(Vec::new(), outcomes.renormalized)])?;
+        let lost = counts.lost.iter().map(|((topic, partition), lost)| {
+            let partition = partition.to_string();
+            (labels([("topic", topic.as_str()), ("partition", partition.as_str())]), lost.count)
+        });
+        self.counter(Metric::LostRecords, lost)?;
         let reasons = counts.reasons.iter().map(|(reason, count)| (labels([("reason", *reason)]), *count));
         self.counter(Metric::DeadLetters, reasons)?;
         self.counter(Metric::Unreadable, [(Vec::new(), counts.unreadable)])
@@ -210,7 +236,8 @@ impl Families<'_> {
     /// Where the stages stand in the log.
     fn places(&mut self, job: &Observer, counts: &Counts) -> fmt::Result {
         let (mut offsets, mut lags) = (Vec::new(), Vec::new());
-        let (mut source_delays, mut decide_delays) = (Vec::new(), Vec::new());
+        let (mut source_delays, mut decide_delays, mut deliver_delays) = (Vec::new(), Vec::new(), Vec::new());
+        let mut estimates = Vec::new();
         for stage in job.stages() {
             for (place, position, lag) in stage.topics.iter().flat_map(|topic| counts.held(&stage.group, topic)) {
                 let partition = place.partition.to_string();
@@ -221,8 +248,16 @@ impl Families<'_> {
                 ]);
                 if let Some(lag) = lag {
                     lags.push((of_stage.clone(), lag.records as f64));
-                    let delays = if stage.name == "normalize" { &mut source_delays } else { &mut decide_delays };
-                    let of_place = labels([("topic", place.topic.as_str()), ("partition", partition.as_str())]);
+                    estimates.extend(lag.estimate.map(|estimate| (of_stage.clone(), estimate.as_secs_f64())));
+                    let mut of_place = labels([("topic", place.topic.as_str()), ("partition", partition.as_str())]);
+                    let delays = match &stage.sink {
+                        Some(sink) => {
+                            of_place.push(("sink", sink.clone()));
+                            &mut deliver_delays
+                        }
+                        None if stage.name == "normalize" => &mut source_delays,
+                        None => &mut decide_delays,
+                    };
                     delays.push((of_place, lag.delay.as_secs_f64()));
                 }
                 offsets.push((of_stage, position.next_offset as f64));
@@ -232,6 +267,8 @@ impl Families<'_> {
         self.gauge(Metric::LagRecords, lags)?;
         self.gauge(Metric::SourceDelay, source_delays)?;
         self.gauge(Metric::DecideDelay, decide_delays)?;
+        self.gauge(Metric::DeliverDelay, deliver_delays)?;
+        self.gauge(Metric::EstimatedDelay, estimates)?;
         let sets = counts.active_sets.iter().map(|(partition, set)| {
             (labels([("partition", partition.to_string().as_str()), ("hash", set.hash.as_str())]), set.number as f64)
         });

@@ -94,6 +94,7 @@ fn held(job: &Observer, counts: &Counts, name: &str) -> Vec<Value> {
                 "next_offset": position.next_offset,
                 "lag_records": lag.map(|lag| lag.records),
                 "delay_seconds": lag.map(|lag| seconds(lag.delay)),
+                "estimated_delay_seconds": lag.and_then(|lag| lag.estimate).map(seconds),
             });
             if name == "decide" {
                 entry["active_set"] = json!(counts.active_sets.get(&place.partition));

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardbell_connectors::canonical::control_record;
 use wardbell_connectors::log::{Log, LogError, Remedy};
+use wardbell_connectors::runtime::{self, Instant};
 use wardbell_core::partition::Settings;
 use wardbell_schemas::control::{Control, ControlRecord};
 
@@ -172,7 +173,7 @@ impl Sets {
                 }
                 Err(error) => return Err(error),
             }
-            std::thread::sleep(BACKOFF_MIN);
+            runtime::sleep(BACKOFF_MIN);
         }
         Err(error(Remedy::Restart, "given up, since the partition is given back".to_owned()))
     }
@@ -309,7 +310,7 @@ pub(super) fn run(shared: &Shared) {
                 Err(error) if error.remedy == Remedy::Retry => {
                     shared.broker_away(&error);
                     tracing::warn!(error = %error, "reading the control topic");
-                    std::thread::sleep(WAIT);
+                    runtime::sleep(WAIT);
                 }
                 Err(error) => return Err(error),
             }

@@ -1,44 +1,41 @@
 //! The decide stage: one thread, one state machine and one transactional producer per canonical partition.
 //!
-//! A new owner fences whoever worked before it, and only then reads the committed offset. Transitions and the offset
-//! become visible in one transaction: at once when there is a transition, else every few seconds. The content of a
-//! transaction is fixed before it is sent; what is not known to be committed is looked up and sent again or dropped, never
-//! derived a second time.
+//! This file follows the group's assignment. A partition that was assigned is taken over beside the polling loop, which never
+//! waits: [`take_over`] fences whoever worked before and only then reads the committed offset and the checkpoint it names;
+//! [`stand`] replays from there in silence and goes on. What fails is taken over again from the top; what cannot be
+//! restored is reported and holds up no other partition.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod stand;
+mod take_over;
 
-use wardbell_connectors::canonical::{self, Canonical};
-use wardbell_connectors::log::{
-    GroupHandle, Isolation, LogError, Member, MemberEvent, Membership, Outgoing, PartitionReader, Progress, Record,
-    Remedy, TopicPartition, Transactional,
-};
-use wardbell_core::partition::{Partition, Settings};
-use wardbell_rules::RuleSet;
-use wardbell_schemas::Micros;
-use wardbell_schemas::alert::{Alert, CANARY_RULE, Measured};
-use wardbell_schemas::catalogue::Catalogue;
-use wardbell_schemas::control::Control;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::control::{Numbered, Ownership};
-use super::{BACKOFF_MAX, BACKOFF_MIN, Shared, says};
-use crate::health::LoopHandle;
-use crate::latency::{BUDGET, Stage};
-use crate::sets::{Change, short};
+use wardbell_connectors::log::{Isolation, LogError, Member, MemberEvent, Membership, Remedy, TopicPartition};
+use wardbell_connectors::runtime::{self, Instant, Thread};
 
-/// Canonical records applied before transitions are committed; bounds the size of a transaction.
-const RECORDS_MAX: usize = 500;
-/// Longest wait for records; commits and stops are looked at in between.
+use super::{BACKOFF_MAX, BACKOFF_MIN, Shared};
+use crate::checkpoints::{CheckpointWriter, StateTopic};
+use crate::health::{Finding, LoopHandle, Severity};
+use stand::Stand;
+use take_over::Prepared;
+
+/// Longest wait for events of the group.
 const WAIT: Duration = Duration::from_millis(50);
-/// A partition that fails this often in a row is reported as such; it goes on trying.
-const FAILURES_REPORTED: u32 = 3;
+/// A partition that fails this often within [`FAILURES_WITHIN`] is unhealthy; it goes on trying.
+const FAILURES_REPORTED: usize = 3;
+const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+/// A partition that a person has to put right is looked at again this often.
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 
+#[derive(Debug, Clone, Copy)]
 pub(super) struct DecideSettings {
     pub commit_every: Duration,
+    pub checkpoint_every: Duration,
+    /// A replay that gives another history than the committed one ends the job, instead of being put right and reported.
+    pub strict: bool,
 }
 
 /// The consumer group of this stage.
@@ -56,6 +53,11 @@ fn loop_name(partition: i32) -> String {
     format!("partition {partition}")
 }
 
+/// Under this key stands in health what is wrong with a partition.
+fn health_key(partition: i32) -> String {
+    format!("partition/{partition}")
+}
+
 /// Runs until the job stops.
 pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
     shared.supervise("decide", || {
@@ -69,41 +71,89 @@ pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
         let waiting = turning.waiting("the broker, joining the group");
         let member = shared.log.join(&membership)?;
         drop(waiting);
-        let (ended_tx, ended) = sync_channel(1_024);
-        let mut owners = Owners { shared, settings, turning, member, running: HashMap::new(), ended_tx, ended };
+        let state_topic = StateTopic::new(shared.log.clone(), &shared.topics.state);
+        let stop_writing = Arc::new(AtomicBool::new(false));
+        let started = CheckpointWriter::start(state_topic.clone(), shared.health.clone(), stop_writing.clone());
+        let (writer, thread) = started?;
+        let mut owners = Owners {
+            shared,
+            common: Common { settings: *settings, state_topic, writer, polls: Arc::default() },
+            turning,
+            member,
+            held: BTreeMap::new(),
+            ended: Arc::default(),
+            prepared: Arc::default(),
+            next_try: 0,
+        };
         let result = owners.work();
         owners.end_all();
+        if shared.leave_on_exit && shared.stopping() {
+            owners.member.leave();
+        }
+        stop_writing.store(true, Ordering::SeqCst);
+        let _ = thread.join();
         result
     });
 }
 
-/// A partition in work.
-struct Owner {
-    finish: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+/// What all partitions of this instance share.
+#[derive(Clone)]
+struct Common {
+    settings: DecideSettings,
+    state_topic: StateTopic,
+    writer: CheckpointWriter,
+    /// Times the group was polled: who wants to know whether a partition is still ours waits for two more.
+    polls: Arc<AtomicU64>,
 }
 
-/// A partition's thread that ended with an error.
-type Ended = (TopicPartition, LogError);
+/// A partition that the group has assigned to us.
+struct Held {
+    work: Work,
+    /// When it failed, newest last.
+    failures: Vec<Instant>,
+}
+
+enum Work {
+    /// To be taken over from then on.
+    Due(Instant),
+    /// Being taken over, in the try of this number.
+    Preparing(u64),
+    Running(Owner),
+}
+
+/// A partition's thread.
+struct Owner {
+    finish: Arc<AtomicBool>,
+    thread: Thread,
+}
+
+/// What other threads leave for the polling loop.
+type Left<T> = Arc<Mutex<Vec<T>>>;
 
 struct Owners<'a> {
     shared: &'a Shared,
-    settings: &'a DecideSettings,
+    common: Common,
     turning: LoopHandle,
     member: Box<dyn Member>,
-    running: HashMap<TopicPartition, Owner>,
-    ended_tx: SyncSender<Ended>,
-    ended: Receiver<Ended>,
+    held: BTreeMap<TopicPartition, Held>,
+    /// Partitions whose threads ended with an error.
+    ended: Left<(TopicPartition, LogError)>,
+    /// Partitions that were taken over, with the number of the try.
+    prepared: Left<(u64, TopicPartition, Result<Prepared, LogError>)>,
+    next_try: u64,
 }
 
 impl Owners<'_> {
     fn work(&mut self) -> Result<(), LogError> {
-        let mut failures: HashMap<TopicPartition, u32> = HashMap::new();
         while !self.shared.stopping() {
             self.turning.beat();
-            for event in self.member.events(Duration::from_millis(50))? {
+            for event in self.member.events(WAIT)? {
                 match event {
-                    MemberEvent::Assigned(partitions) => self.take_over(&partitions)?,
+                    MemberEvent::Assigned(partitions) => {
+                        let due =
+                            |partition| (partition, Held { work: Work::Due(Instant::now()), failures: Vec::new() });
+                        self.held.extend(partitions.into_iter().map(due));
+                    }
                     MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => {
                         // A lost partition's transaction is refused by the broker; its thread ends like the others.
                         self.end(&partitions);
@@ -111,452 +161,192 @@ impl Owners<'_> {
                     }
                 }
             }
-            while let Ok((partition, error)) = self.ended.try_recv() {
-                self.start_again(&partition, &error, failures.entry(partition.clone()).or_default())?;
-            }
-            // A thread that ended without a word has panicked: its partition must not stay silent.
-            let dead = |(_, owner): &(&TopicPartition, &Owner)| owner.thread.is_finished();
-            let silent: Vec<TopicPartition> =
-                self.running.iter().filter(dead).map(|(partition, _)| partition.clone()).collect();
-            // At a stop they end because of it.
-            if self.shared.stopping() {
-                break;
-            }
-            for partition in silent {
-                let step = format!("working on {}/{}", partition.topic, partition.partition);
-                let error = LogError::new(Remedy::Restart, step, "its thread ended unexpectedly");
-                self.start_again(&partition, &error, failures.entry(partition.clone()).or_default())?;
-            }
+            self.common.polls.fetch_add(1, Ordering::SeqCst);
+            self.take_over_what_is_due()?;
+            self.begin_what_is_prepared()?;
+            self.follow_ends()?;
         }
         Ok(())
     }
 
-    /// A partition ended by itself: it begins again from what is committed, if it is still ours.
-    fn start_again(
-        &mut self,
-        partition: &TopicPartition,
-        error: &LogError,
-        failures: &mut u32,
-    ) -> Result<(), LogError> {
-        let Some(owner) = self.running.remove(partition) else {
+    /// Starts to take over, beside this loop, what is due: all of it together, since each asks the broker the same.
+    fn take_over_what_is_due(&mut self) -> Result<(), LogError> {
+        let now = Instant::now();
+        let number = self.next_try;
+        let mut partitions = Vec::new();
+        for (partition, held) in &mut self.held {
+            if matches!(held.work, Work::Due(due) if due <= now) {
+                held.work = Work::Preparing(number);
+                partitions.push(partition.clone());
+            }
+        }
+        if partitions.is_empty() {
             return Ok(());
-        };
-        // A message of an earlier owner must not make us wait for a living one.
-        owner.finish.store(true, Ordering::SeqCst);
-        let _ = owner.thread.join();
-        self.shared.statistics.partition_ended(partition.partition);
-        self.shared.statistics.partition_failed(partition.partition);
-        *failures += 1;
-        self.shared.statistics.restarted("decide");
-        tracing::warn!(partition = partition.partition, failures = *failures, error = %error, "partition starts again from what is committed");
-        if failures.is_multiple_of(FAILURES_REPORTED) {
-            tracing::error!(partition = partition.partition, failures = *failures, "partition keeps failing");
         }
-        if error.remedy == Remedy::Refuse {
-            return Err(LogError::new(Remedy::Refuse, error.step.clone(), error.what.clone()));
-        }
-        std::thread::sleep(BACKOFF_MIN);
-        self.member.stop(std::slice::from_ref(partition))?;
-        self.take_over(std::slice::from_ref(partition))
-    }
-
-    /// Fence first, all partitions at once; then read the committed offsets; then begin.
-    fn take_over(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
-        let _waiting = self.turning.waiting("the broker, taking partitions over");
-        let (log, group_name, alerts) = (&self.shared.log, &self.shared.group, &self.shared.topics.alerts);
-        let producers: Vec<Result<Box<dyn Transactional>, LogError>> = std::thread::scope(|scope| {
-            let fence = |partition: &TopicPartition| {
-                let id = transactional_id(group_name, &partition.topic, partition.partition);
-                let target = TopicPartition::new(alerts, partition.partition);
-                scope.spawn(move || {
-                    let mut producer = log.transactional(&id)?;
-                    producer.warm_up(&target)?;
-                    Ok(producer)
-                })
-            };
-            let waiting: Vec<_> = partitions.iter().map(fence).collect();
-            let step = "taking over partitions";
-            let broken = || LogError::new(Remedy::Restart, step, "a thread ended unexpectedly");
-            waiting.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(broken()))).collect()
-        });
-        let committed = self.member.committed(partitions)?;
-        let mut starts = Vec::new();
-        for (partition, committed) in partitions.iter().zip(&committed) {
-            let (first, _) = log.offsets(&partition.topic, partition.partition)?;
-            if let Some(committed) = committed.filter(|committed| *committed < first) {
-                let step = format!("taking over {}/{}", partition.topic, partition.partition);
-                let what =
-                    format!("committed is offset {committed}, but retention has deleted everything before {first}");
-                return Err(LogError::new(Remedy::Refuse, step, what));
+        self.next_try += 1;
+        let (shared, common, left) = (self.shared.clone(), self.common.clone(), self.prepared.clone());
+        let thread = runtime::spawn("take over".to_owned(), move || {
+            for (partition, prepared) in take_over::prepare(&shared, &common, partitions) {
+                lock(&left).push((number, partition, prepared));
             }
-            starts.push((partition.clone(), committed.unwrap_or(first)));
-        }
-        let readers = self.member.start_split(&starts)?;
-        let handle = self.member.group();
-        for (((partition, start), reader), producer) in starts.into_iter().zip(readers).zip(producers) {
-            let stand = Stand::new(self.shared, self.settings, producer?, reader, handle.clone(), start);
-            self.begin(partition, stand)?;
-        }
-        Ok(())
+        });
+        thread.map(drop).map_err(no_thread)
     }
 
-    fn begin(&mut self, partition: TopicPartition, stand: Stand) -> Result<(), LogError> {
-        let finish = Arc::new(AtomicBool::new(false));
-        let (flag, ended, own) = (finish.clone(), self.ended_tx.clone(), partition.clone());
-        let thread = std::thread::Builder::new()
-            .name(loop_name(partition.partition))
-            .spawn(move || {
+    /// Partitions that were fenced and restored begin to be read, if they are still ours.
+    fn begin_what_is_prepared(&mut self) -> Result<(), LogError> {
+        let left = std::mem::take(&mut *lock(&self.prepared));
+        let mut ready = Vec::new();
+        for (number, partition, prepared) in left {
+            let ours =
+                self.held.get(&partition).is_some_and(|held| matches!(held.work, Work::Preparing(n) if n == number));
+            match prepared {
+                Ok(prepared) if ours => ready.push((partition, prepared)),
+                // Ending a producer can take a while.
+                Ok(prepared) => drop(runtime::spawn("close".to_owned(), move || drop(prepared))),
+                Err(error) if ours => self.failed(&partition, &error),
+                Err(_) => {}
+            }
+        }
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let starts: Vec<(TopicPartition, i64)> =
+            ready.iter().map(|(partition, prepared)| (partition.clone(), prepared.begin)).collect();
+        let readers = self.member.start_split(&starts)?;
+        let group = self.member.group();
+        for ((partition, prepared), reader) in ready.into_iter().zip(readers) {
+            let stand = Stand::new(self.shared, &self.common, prepared, reader, group.clone());
+            let finish = Arc::new(AtomicBool::new(false));
+            let (flag, ended, own) = (finish.clone(), self.ended.clone(), partition.clone());
+            let thread = runtime::spawn(loop_name(partition.partition), move || {
                 let mut stand = stand;
                 if let Err(error) = stand.work(&flag) {
-                    // The owner looks for this after joining as well; a full channel means it is stopping.
-                    let _ = ended.try_send((own, error));
+                    lock(&ended).push((own, error));
                 }
-            })
-            .map_err(|error| LogError::new(Remedy::Refuse, "starting a partition's thread", error.to_string()))?;
-        self.running.insert(partition, Owner { finish, thread });
+            });
+            let owner = Owner { finish, thread: thread.map_err(no_thread)? };
+            if let Some(held) = self.held.get_mut(&partition) {
+                held.work = Work::Running(owner);
+            }
+        }
         Ok(())
     }
 
-    /// Lets partitions finish what they have in hand.
+    /// Partitions that ended by themselves begin again from the top.
+    fn follow_ends(&mut self) -> Result<(), LogError> {
+        // At a stop they end because of it.
+        if self.shared.stopping() {
+            return Ok(());
+        }
+        // A thread that ended without a word has panicked: its partition must not stay silent.
+        let is_over = |held: &Held| matches!(&held.work, Work::Running(owner) if owner.thread.is_finished());
+        let over: Vec<TopicPartition> =
+            self.held.iter().filter(|(_, held)| is_over(held)).map(|(partition, _)| partition.clone()).collect();
+        let mut said = std::mem::take(&mut *lock(&self.ended));
+        for partition in over {
+            let place = said.iter().position(|(of, _)| *of == partition);
+            let error = match place {
+                Some(place) => said.swap_remove(place).1,
+                None => {
+                    let step = format!("working on {}/{}", partition.topic, partition.partition);
+                    LogError::new(Remedy::Restart, step, "its thread ended unexpectedly")
+                }
+            };
+            self.end_thread(&partition);
+            if error.remedy == Remedy::Refuse {
+                // Going on without it would give other alerts than the log says: another instance takes over there.
+                return Err(error);
+            }
+            self.member.stop(std::slice::from_ref(&partition))?;
+            self.failed(&partition, &error);
+        }
+        // Said by threads that are just about to end.
+        lock(&self.ended).extend(said);
+        for (partition, held) in &mut self.held {
+            held.failures.retain(|failed| failed.elapsed() < FAILURES_WITHIN);
+            if held.failures.is_empty() && matches!(held.work, Work::Running(_)) {
+                self.shared.health.clear(&health_key(partition.partition));
+            }
+        }
+        Ok(())
+    }
+
+    /// A partition could not be taken over, or its thread ended: it is tried again from what is committed.
+    fn failed(&mut self, partition: &TopicPartition, error: &LogError) {
+        let Some(held) = self.held.get_mut(partition) else {
+            return;
+        };
+        let refused = error.remedy == Remedy::Refuse;
+        held.failures.push(Instant::now());
+        let n = held.failures.len();
+        let doubled = BACKOFF_MIN * 2_u32.saturating_pow(n.saturating_sub(1).min(8) as u32);
+        let pause = if refused { REFUSED_AGAIN } else { doubled.min(BACKOFF_MAX) };
+        held.work = Work::Due(Instant::now() + pause);
+        let statistics = &self.shared.statistics;
+        statistics.partition_failed(partition.partition);
+        statistics.restarted("decide");
+        let number = partition.partition;
+        tracing::warn!(partition = number, failures = n, error = %error, pause_ms = pause.as_millis() as u64, "partition is taken over again from what is committed");
+        if refused || n >= FAILURES_REPORTED {
+            let remedy = if refused {
+                "put right what the cause names; the partition is then taken over by itself"
+            } else {
+                "see what the cause names; the partition is tried again meanwhile"
+            };
+            let finding = Finding::new(
+                Severity::Failing,
+                format!("partition {number} cannot be worked on: {error}"),
+                "no alert is decided for its patients; its readings wait in the canonical log; other partitions go on",
+                remedy,
+            );
+            self.shared.health.report(health_key(number), finding);
+        }
+    }
+
+    /// Ends a partition's thread, which has ended or is about to.
+    fn end_thread(&mut self, partition: &TopicPartition) {
+        let Some(held) = self.held.get_mut(partition) else {
+            return;
+        };
+        let due = Work::Due(Instant::now());
+        if let Work::Running(owner) = std::mem::replace(&mut held.work, due) {
+            owner.finish.store(true, Ordering::SeqCst);
+            let _ = owner.thread.join();
+            self.shared.statistics.partition_ended(partition.partition);
+        }
+    }
+
+    /// Lets partitions finish what they have in hand; they are not ours any more.
     fn end(&mut self, partitions: &[TopicPartition]) {
-        let _waiting = self.turning.waiting("partitions that finish what they have in hand");
+        let waiting = self.turning.waiting("partitions that finish what they have in hand");
         for partition in partitions {
-            if let Some(owner) = self.running.get(partition) {
+            if let Some(Held { work: Work::Running(owner), .. }) = self.held.get(partition) {
                 owner.finish.store(true, Ordering::SeqCst);
             }
         }
         for partition in partitions {
-            if let Some(owner) = self.running.remove(partition) {
-                let _ = owner.thread.join();
-                self.shared.statistics.partition_ended(partition.partition);
-            }
+            self.end_thread(partition);
+            self.held.remove(partition);
             // From here on it is another owner's, also if our thread panicked.
             self.shared.health.forget(&loop_name(partition.partition));
+            self.shared.health.clear(&health_key(partition.partition));
             let group = group(&self.shared.group);
             self.shared.statistics.released(&group, &partition.topic, partition.partition);
         }
+        drop(waiting);
     }
 
     fn end_all(&mut self) {
-        let all: Vec<TopicPartition> = self.running.keys().cloned().collect();
+        let all: Vec<TopicPartition> = self.held.keys().cloned().collect();
         self.end(&all);
     }
 }
 
-/// What one partition works with.
-struct Stand {
-    shared: Shared,
-    turning: LoopHandle,
-    commit_every: Duration,
-    catalogue: &'static Catalogue,
-    producer: Box<dyn Transactional>,
-    reader: Box<dyn PartitionReader>,
-    group: GroupHandle,
-    partition: Partition,
-    /// The set in force; none before the first activation of the log.
-    set: Option<Numbered>,
-    ownership: Ownership,
-    /// The partition begins somewhere inside its log.
-    resumed: bool,
-    /// Next canonical offset to apply.
-    next_offset: i64,
-    /// Append time of the newest record applied.
-    newest_us: Option<Micros>,
-    committed: i64,
-    committed_at: Instant,
-    /// Transitions decided and not committed.
-    outbox: Outbox,
+fn lock<T>(left: &Left<T>) -> MutexGuard<'_, Vec<T>> {
+    left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The fixed content of the next transaction.
-#[derive(Debug, Default)]
-struct Outbox {
-    records: Vec<Outgoing>,
-    /// When each was decided, for measuring.
-    decided_us: Vec<Micros>,
-}
-
-impl Stand {
-    fn new(
-        shared: &Shared,
-        settings: &DecideSettings,
-        producer: Box<dyn Transactional>,
-        reader: Box<dyn PartitionReader>,
-        group: GroupHandle,
-        start: i64,
-    ) -> Self {
-        let catalogue = Catalogue::builtin();
-        let resumed = start > 0;
-        if resumed {
-            tracing::warn!(
-                partition = reader.position().partition,
-                offset = start,
-                "windows start empty: no checkpoint is read in this version, windows reaching back before this offset are unknown"
-            );
-        }
-        let number = reader.position().partition;
-        // Site and clock are those of every published set; everything else comes into force with one.
-        let decision = Settings { resumed, ..shared.sets.newest().set.settings.clone() };
-        let mut stand = Self {
-            shared: shared.clone(),
-            turning: shared.health.enter(loop_name(number)),
-            commit_every: settings.commit_every,
-            catalogue,
-            producer,
-            reader,
-            group,
-            partition: Partition::new(decision, &RuleSet::new(Vec::new()), catalogue),
-            set: None,
-            ownership: shared.sets.own(number),
-            resumed,
-            next_offset: start,
-            newest_us: None,
-            committed: start,
-            committed_at: Instant::now(),
-            outbox: Outbox::default(),
-        };
-        if resumed {
-            // Which activation came before is not known without a checkpoint.
-            stand.put_in_force(shared.sets.newest(), false);
-        }
-        stand
-    }
-
-    fn work(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
-        let mut records = Vec::new();
-        let stopping = |shared: &Shared| finish.load(Ordering::SeqCst) || shared.stopping();
-        self.tell();
-        // The group's coordinator is looked up here, for the offset alone, and not for the first alert.
-        self.commit(finish)?;
-        while !stopping(&self.shared) {
-            self.turning.beat();
-            records.clear();
-            match self.reader.read(RECORDS_MAX, WAIT, &mut records) {
-                Ok(()) => {}
-                // The client reconnects by itself; what was read so far is applied.
-                Err(error) if error.remedy == Remedy::Retry => {
-                    self.shared.broker_away(&error);
-                    tracing::warn!(partition = self.number(), error = %error, "reading the canonical log");
-                    std::thread::sleep(WAIT);
-                }
-                Err(error) => return Err(error),
-            }
-            let mut latencies_us = Vec::new();
-            let mut refused = None;
-            for record in &records {
-                self.turning.beat();
-                match self.apply(record, finish) {
-                    Ok(latency_us) => latencies_us.extend(latency_us),
-                    Err(error) => {
-                        refused = Some(error);
-                        break;
-                    }
-                }
-            }
-            self.shared.statistics.latency.record_all(Stage::Decide, latencies_us);
-            if let Some(error) = refused {
-                // What was decided before that record is not lost with it.
-                if self.next_offset > self.committed {
-                    self.commit(finish)?;
-                }
-                self.tell();
-                return Err(error);
-            }
-            self.ownership.settle();
-            let due = self.next_offset > self.committed && self.committed_at.elapsed() >= self.commit_every;
-            if !self.outbox.records.is_empty() || due {
-                self.commit(finish)?;
-            }
-            if !records.is_empty() {
-                self.tell();
-            }
-        }
-        if self.next_offset > self.committed {
-            self.commit(finish)?;
-        }
-        self.tell();
-        Ok(())
-    }
-
-    fn number(&self) -> i32 {
-        self.reader.position().partition
-    }
-
-    fn tell(&self) {
-        let statistics = &self.shared.statistics;
-        let position = self.reader.position();
-        statistics.decided(position.partition, self.partition.outcomes());
-        let group = group(&self.shared.group);
-        statistics.finished(&group, &position.topic, position.partition, self.next_offset, self.newest_us);
-    }
-
-    /// Applies one canonical record; what it decides goes into the outbox. Gives how long readings took until here.
-    ///
-    /// # Errors
-    /// An activation that cannot be followed here; nothing of the record was applied.
-    fn apply(&mut self, record: &Record, finish: &AtomicBool) -> Result<Option<Micros>, LogError> {
-        let canonical_us = record.append_us.unwrap_or(record.time_us);
-        let mut latency_us = None;
-        match canonical::read(record, &self.catalogue.hash) {
-            Ok(Canonical::Readings(batch)) => {
-                if self.set.is_none() {
-                    tracing::warn!(
-                        partition = self.number(),
-                        offset = record.offset,
-                        "readings stand before the first activation of the log; they are decided with the newest set"
-                    );
-                    self.put_in_force(self.shared.sets.newest(), false);
-                }
-                if let Err(error) = self.partition.apply(&batch, canonical_us) {
-                    self.unreadable(record, &error);
-                }
-                latency_us = Some(self.shared.clock.now_us() - canonical_us);
-            }
-            Ok(Canonical::Control(control)) => {
-                if let Control::Activate { number, hash } = &control.control {
-                    self.activate(*number, hash, finish)?;
-                }
-                self.partition.apply_control(&control);
-            }
-            Err(error) => self.unreadable(record, &error),
-        }
-        self.next_offset = record.offset + 1;
-        self.newest_us = record.append_us;
-        let mut decided = self.partition.take_decided();
-        decided.retain(|decided| says(&decided.content, self.number(), self.shared.topics.partitions));
-        if decided.is_empty() {
-            return Ok(latency_us);
-        }
-        let now = self.shared.clock.now_us();
-        for decided in decided {
-            let basis_us = decided.basis_us.unwrap_or(canonical_us);
-            let delayed = now - basis_us > BUDGET;
-            let content = decided.content;
-            let statistics = &self.shared.statistics;
-            let is_canary = content.rule.id == CANARY_RULE;
-            if !is_canary {
-                statistics.transition(&content.rule.id, content.transition, content.kind, content.priority, delayed);
-            }
-            let measured = Measured {
-                basis_us,
-                canonical_us,
-                decided_us: now,
-                source: decided.source,
-                partition: self.number(),
-                offset: record.offset,
-                delayed,
-            };
-            let id = content.id.clone();
-            let alert = Alert::new(content, measured);
-            self.outbox.records.push(Outgoing {
-                topic: self.shared.topics.alerts.clone(),
-                partition: self.number(),
-                key: Some(alert.data.content.patient.clone().into_bytes()),
-                value: serde_json::to_vec(&alert).ok(),
-                headers: vec![("wardbell".to_owned(), b"alert/1".to_vec()), ("id".to_owned(), id.into_bytes())],
-                time_us: None,
-            });
-            self.outbox.decided_us.push(now);
-        }
-        Ok(latency_us)
-    }
-
-    /// Follows an activation that stands in the log; an older or equal number changes nothing.
-    fn activate(&mut self, number: u64, hash: &str, finish: &AtomicBool) -> Result<(), LogError> {
-        if self.partition.in_force().is_some_and(|(newest, _)| newest >= number) {
-            self.ownership.is_in_force(number, true);
-            return Ok(());
-        }
-        let waiting = self.turning.waiting("an activated rule set, from the control topic");
-        let give_up = || finish.load(Ordering::SeqCst) || self.shared.stopping();
-        let set = self.shared.sets.get(number, hash, &give_up)?;
-        drop(waiting);
-        self.put_in_force(Numbered { number, set }, true);
-        Ok(())
-    }
-
-    fn put_in_force(&mut self, next: Numbered, from_log: bool) {
-        let Numbered { number, set } = &next;
-        let settings = Settings { resumed: self.resumed, ..set.settings.clone() };
-        self.partition.activate(*number, &set.hash, &set.rules, settings);
-        self.shared.statistics.active_set(self.number(), *number, &set.hash);
-        self.ownership.is_in_force(*number, from_log);
-        if self.shared.sets.is_first_to_tell(*number) {
-            let change = match &self.set {
-                Some(before) => Change::between(&before.set, set).in_one_line(),
-                None => format!("{} rules", set.rules.rules.len()),
-            };
-            tracing::info!(number, set = short(&set.hash), change, "a rule set is in force");
-        }
-        self.set = Some(next);
-    }
-
-    fn unreadable(&self, record: &Record, error: &dyn std::error::Error) {
-        self.shared.statistics.unreadable();
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(
-            partition = self.number(),
-            offset = record.offset,
-            error = %error,
-            cause,
-            "a canonical record cannot be read and is passed over"
-        );
-    }
-
-    /// Commits the outbox and the offset together, again and again until it is known to be done or not ours any more.
-    fn commit(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
-        let mut backoff = BACKOFF_MIN;
-        let mut unknown = false;
-        loop {
-            let waiting = self.turning.waiting("the broker, committing a transaction");
-            let attempt = if unknown { self.was_committed() } else { self.try_commit() };
-            drop(waiting);
-            let error = match attempt {
-                Ok(true) => break,
-                // It is known now that nothing of it is visible: the same content is sent again.
-                Ok(false) => {
-                    unknown = false;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            match error.remedy {
-                Remedy::Retry => self.shared.broker_away(&error),
-                Remedy::Restart => unknown = true,
-                Remedy::Fenced | Remedy::Refuse => return Err(error),
-            }
-            let what = if unknown { "looking up whether it was committed" } else { "it is sent again" };
-            tracing::warn!(partition = self.number(), error = %error, "the transaction failed: {what}");
-            if finish.load(Ordering::SeqCst) {
-                return Err(error);
-            }
-            let _waiting = self.turning.waiting("a pause before the next attempt to commit");
-            std::thread::sleep(backoff);
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-        }
-        self.shared.broker_answers();
-        let now = self.shared.clock.now_us();
-        for decided_us in self.outbox.decided_us.drain(..) {
-            self.shared.statistics.latency.record(Stage::Commit, None, now - decided_us);
-        }
-        self.outbox.records.clear();
-        self.committed = self.next_offset;
-        self.committed_at = Instant::now();
-        Ok(())
-    }
-
-    fn try_commit(&mut self) -> Result<bool, LogError> {
-        let progress =
-            Progress { group: &self.group, position: self.reader.position().clone(), next_offset: self.next_offset };
-        self.producer.commit(&self.outbox.records, Some(&progress)).map(|()| true)
-    }
-
-    /// A new producer ends whatever the old one left open; then the committed offset tells.
-    fn was_committed(&mut self) -> Result<bool, LogError> {
-        let position = self.reader.position().clone();
-        let id = transactional_id(&self.shared.group, &position.topic, position.partition);
-        self.producer = self.shared.log.transactional(&id)?;
-        let committed = self.shared.log.committed(&group(&self.shared.group), std::slice::from_ref(&position))?;
-        Ok(committed.first().copied().flatten().is_some_and(|committed| committed >= self.next_offset))
-    }
+fn no_thread(error: std::io::Error) -> LogError {
+    LogError::new(Remedy::Refuse, "starting a partition's thread", error.to_string())
 }

@@ -8,16 +8,21 @@
 mod stand;
 
 mod backlog;
+#[cfg(feature = "simulation")]
+mod in_turns;
 mod progress;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use wardbell_connectors::log::{LogError, Remedy};
+#[cfg(feature = "simulation")]
+use wardbell_connectors::runtime::fault::Action;
+use wardbell_connectors::runtime::{Instant, fault};
 use wardbell_connectors::sink::{Delivery, Identity, Sink, SinkError};
 use wardbell_schemas::alert::{Alert, Priority, TransitionKind};
 
@@ -39,11 +44,9 @@ pub fn group(prefix: &str, sink: &str) -> String {
 /// Runs until the job stops.
 pub(super) fn run(shared: &Shared, settings: SinkSettings) {
     let stage = format!("deliver {}", settings.name);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let (runtime, first) = match (runtime, settings.lanes.first()) {
-        (Ok(runtime), Some(first)) => (runtime, first),
-        (Err(error), _) => return shared.fail(&stage, &LogError::new(Remedy::Refuse, "starting", error.to_string())),
-        (_, None) => return shared.fail(&stage, &LogError::new(Remedy::Refuse, "starting", "the sink has no lane")),
+    let fail = |what: String| shared.fail(&stage, &LogError::new(Remedy::Refuse, "starting", what));
+    let Some(first) = settings.lanes.first() else {
+        return fail("the sink has no lane".to_owned());
     };
     let desk = Arc::new(Desk {
         shared: shared.clone(),
@@ -59,16 +62,35 @@ pub(super) fn run(shared: &Shared, settings: SinkSettings) {
             is_reported: false,
         }),
     });
+    #[cfg(feature = "simulation")]
+    if wardbell_connectors::runtime::simulated::is_simulated() {
+        for sink in settings.lanes {
+            let desk = desk.clone();
+            if let Err(error) = wardbell_connectors::runtime::spawn("lane".to_owned(), || in_turns::lane(desk, sink)) {
+                return fail(error.to_string());
+            }
+        }
+        return read_alerts(&desk, &stage);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(error.to_string()),
+    };
     for sink in settings.lanes {
         runtime.spawn(lane(desk.clone(), sink));
     }
-    shared.supervise(&stage, || {
-        let ended = Stand::join(&desk, &stage).and_then(Stand::work);
+    read_alerts(&desk, &stage);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Fills the desk until the job stops.
+fn read_alerts(desk: &Desk, stage: &str) {
+    desk.shared.supervise(stage, || {
+        let ended = Stand::join(desk, stage).and_then(Stand::work);
         desk.clear();
         ended
     });
     desk.close();
-    runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
 /// Hands alerts to one sink object, one call after the other.
@@ -84,6 +106,7 @@ async fn lane(desk: Arc<Desk>, mut sink: Box<dyn Sink>) {
 
 /// One call of a sink. Whatever it does is an outcome: a sink that panics or hangs fails, and nobody else with it.
 async fn attempt(sink: &mut dyn Sink, deliveries: &[Delivery]) -> Result<(), SinkError> {
+    fault::reach("deliver.before");
     let failed = |what: &str| {
         let step = "handing alerts to the sink".to_owned();
         Err(SinkError::Unavailable { step, what: what.to_owned(), retry_after: None })
@@ -99,6 +122,13 @@ async fn attempt(sink: &mut dyn Sink, deliveries: &[Delivery]) -> Result<(), Sin
         let polled = catch_unwind(AssertUnwindSafe(|| delivering.as_mut().poll(context)));
         polled.unwrap_or_else(|_| Poll::Ready(failed("it panicked")))
     });
+    #[cfg(feature = "simulation")]
+    if wardbell_connectors::runtime::simulated::is_simulated() {
+        let outcome = caught.await;
+        // The other side has it, and we do not hear so.
+        let is_lost = fault::reach("deliver.after") == Some(Action::Fail);
+        return if is_lost { failed("no answer came") } else { outcome };
+    }
     match tokio::time::timeout(ATTEMPT_MAX, caught).await {
         Ok(outcome) => outcome,
         Err(_) => failed("it gave no answer within 30 s"),
@@ -159,7 +189,7 @@ impl Desk {
                 Turn::Work(work) => return Some(work),
                 Turn::Wait(None) => changed.await,
                 Turn::Wait(Some(until)) => {
-                    let _ = tokio::time::timeout_at(until.into(), changed).await;
+                    let _ = tokio::time::timeout_at(until.for_tokio(), changed).await;
                 }
             }
         }
@@ -240,6 +270,28 @@ impl Desk {
     /// Under this key stands that the sink fails.
     fn key(&self) -> String {
         format!("sink/{}", self.name)
+    }
+
+    /// Retention deleted alerts that the sink had not taken.
+    fn alerts_lost(&self, partition: i32, from: i64, to: i64) {
+        tracing::error!(
+            sink = self.name,
+            partition,
+            from,
+            to,
+            "alerts were deleted before the sink took them: retention is shorter than the outage"
+        );
+        let finding = Finding::new(
+            Severity::Failing,
+            format!(
+                "sink `{}` missed what stood from offset {from} to before {to} in partition {partition} of the alerts topic: \
+                 it was deleted before the sink took it",
+                self.name
+            ),
+            "whoever relies on this sink was never told of these alerts",
+            "look after the patients concerned; keep `canonical.retention` longer than the longest outage of a sink",
+        );
+        self.shared.health.report(format!("{}/lost", self.key()), finding);
     }
 
     /// An alert waits for longer than the budget of 30 s to be taken.

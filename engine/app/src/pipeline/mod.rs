@@ -21,20 +21,22 @@ mod watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardbell_connectors::clock::Clock;
 use wardbell_connectors::log::{Log, LogError, Remedy, StampedBy, TopicSpec};
 use wardbell_connectors::partitioner::partition_of;
+use wardbell_connectors::runtime::{self, Instant, Thread};
 use wardbell_connectors::sink::{Identity, Sink};
 use wardbell_core::partition::Settings;
 use wardbell_schemas::alert::Content;
 
+use crate::checkpoints::StateTopic;
 use crate::connector::Connector;
 use crate::health::{Finding, Health, Severity};
 use crate::sets::{ControlTopic, Document, RulesFolder, short};
 use control::Sets;
+pub(crate) use decide::{group as decide_group, transactional_id};
 use notices::Notices;
 pub use observer::Observer;
 pub(crate) use statistics::Counts;
@@ -66,6 +68,12 @@ pub struct JobSettings {
     pub folder: Option<RulesFolder>,
     /// Time between two commits without transitions.
     pub commit_every: Duration,
+    /// Time between two checkpoints of a partition.
+    pub checkpoint_every: Duration,
+    /// A replay that gives another history than the committed one ends the job, as tests want it.
+    pub strict_replay: bool,
+    /// Gives its partitions to others at once when it stops, instead of keeping its place for a restart.
+    pub leave_on_exit: bool,
     pub tick_every: Duration,
     /// Time between two canaries, which prove the path to every sink; `None`: none are sent.
     pub canary_every: Option<Duration>,
@@ -87,7 +95,9 @@ pub struct Topics {
     pub dead_letters: String,
     /// Published rule sets.
     pub control: String,
-    /// Of the canonical and the alerts topic; fixed for life.
+    /// Checkpoints.
+    pub state: String,
+    /// Of the canonical, the alerts and the state topic; fixed for life.
     pub partitions: i32,
     pub retention: Duration,
     /// Make our own topics where they are missing.
@@ -113,6 +123,7 @@ struct Shared {
     topics: Arc<Topics>,
     group: String,
     instance: Option<String>,
+    leave_on_exit: bool,
     /// Names of the sinks.
     sinks: Arc<[String]>,
     /// Nobody is notified.
@@ -159,6 +170,11 @@ impl Shared {
 
     fn broker_answers(&self) {
         self.health.clear(BROKER);
+    }
+
+    /// A pause that a stop ends.
+    fn rest(&self, pause: Duration) {
+        runtime::rest(pause, || self.stopping());
     }
 
     /// The stages with what they read.
@@ -211,10 +227,7 @@ impl Shared {
             if began.elapsed() > BACKOFF_MAX {
                 backoff = BACKOFF_MIN;
             }
-            let until = Instant::now() + backoff;
-            while Instant::now() < until && !self.stopping() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            self.rest(backoff);
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
@@ -242,7 +255,7 @@ pub(crate) struct StageView {
 /// A running job.
 pub struct Job {
     shared: Shared,
-    threads: Vec<(String, JoinHandle<()>)>,
+    threads: Vec<(String, Thread)>,
 }
 
 /// The topics a job needs, as it would make them.
@@ -268,6 +281,7 @@ pub fn topic_specs(topics: &Topics) -> Vec<TopicSpec> {
     specs.extend([own(&topics.canonical), own(&topics.alerts)]);
     specs.push(TopicSpec { any_partitions: true, ..own(&topics.dead_letters) });
     specs.push(ControlTopic::spec(&topics.control, topics.create));
+    specs.push(StateTopic::spec(&topics.state, topics.partitions, topics.create));
     specs
 }
 
@@ -307,6 +321,7 @@ impl Job {
             topics: Arc::new(settings.topics),
             group: settings.group,
             instance: settings.instance,
+            leave_on_exit: settings.leave_on_exit,
             sinks: settings.sinks.iter().map(|sink| sink.name.clone()).collect(),
             record_only: settings.record_only,
             sets: Arc::new(sets),
@@ -329,7 +344,7 @@ impl Job {
         }
         let mut threads = Vec::new();
         let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
+            let thread = runtime::spawn(name.clone(), work);
             thread
                 .map(|thread| threads.push((name, thread)))
                 .map_err(|error| LogError::new(Remedy::Refuse, "starting a thread", error.to_string()))
@@ -338,7 +353,11 @@ impl Job {
             let shared = shared.clone();
             spawn(format!("deliver {}", sink.name), Box::new(move || deliver::run(&shared, sink)))?;
         }
-        let decide = decide::DecideSettings { commit_every: settings.commit_every };
+        let decide = decide::DecideSettings {
+            commit_every: settings.commit_every,
+            checkpoint_every: settings.checkpoint_every,
+            strict: settings.strict_replay,
+        };
         {
             let shared = shared.clone();
             spawn("decide".to_owned(), Box::new(move || decide::run(&shared, &decide)))?;
@@ -395,7 +414,7 @@ impl Job {
 
     /// Why the job cannot go on, if it cannot.
     pub fn failure(&self) -> Option<String> {
-        let ended = |(_, thread): &&(String, JoinHandle<()>)| thread.is_finished();
+        let ended = |(_, thread): &&(String, Thread)| thread.is_finished();
         self.shared
             .statistics
             .failure()
@@ -434,7 +453,7 @@ impl Job {
                     let position = self.shared.statistics.position(stage, topic, partition);
                     return Err(format!("{stage} is at {position} of {end} in {topic}/{partition}"));
                 }
-                std::thread::sleep(Duration::from_millis(10));
+                runtime::sleep(Duration::from_millis(10));
             }
         }
         Ok(())
@@ -469,7 +488,7 @@ impl Job {
                 tracing::info!(busy = busy.join(", "), "stopping: still busy");
                 remind = Instant::now() + STOP_REMINDER;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            runtime::sleep(Duration::from_millis(10));
         }
         if !threads.is_empty() {
             let busy: Vec<&str> = threads.iter().map(|(name, _)| name.as_str()).collect();

@@ -6,28 +6,30 @@
 //! committed offset, so a series is never continued behind a gap.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
-use wardbell_connectors::canonical::{control_record, readings_record};
+use wardbell_connectors::canonical::{control_record, normalized_with, readings_record};
 use wardbell_connectors::decode::{Decoder, Part, Undecodable};
 use wardbell_connectors::log::{
     Appender, Isolation, LogError, Member, MemberEvent, Membership, Outgoing, Record, Remedy, TopicPartition,
 };
 use wardbell_connectors::partitioner::partition_of;
+use wardbell_connectors::runtime::{self, Instant, fault};
 use wardbell_core::normalize::{self, Normalized, Source};
 use wardbell_core::partition::CANARY;
 use wardbell_schemas::Micros;
+use wardbell_schemas::alert::Priority;
 use wardbell_schemas::catalogue::{Catalogue, SignalIndex};
-use wardbell_schemas::control::{Control, ControlRecord, TickClaim};
+use wardbell_schemas::control::{Condition, Control, ControlRecord, TickClaim};
 use wardbell_schemas::decoded::{DecodedControl, DecodedReading};
 use wardbell_schemas::outcome::Outcome;
 use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
-use super::Shared;
 use super::statistics::Tally;
+use super::{FEED_RULE, Shared};
 use crate::connector::unmapped::Unmapped;
-use crate::connector::{Connector, undecodable};
+use crate::connector::{Connector, normalizer_hash, undecodable};
 use crate::health::LoopHandle;
 use crate::latency::Stage;
 
@@ -74,7 +76,14 @@ pub fn group(prefix: &str) -> String {
 
 /// Runs until the job stops.
 pub(super) fn run(shared: &Shared, settings: &NormalizeSettings) {
-    shared.supervise("normalize", || Stand::new(shared, settings)?.work());
+    shared.supervise("normalize", || {
+        let mut stand = Stand::new(shared, settings)?;
+        let ended = stand.work();
+        if shared.leave_on_exit && shared.stopping() {
+            stand.member.leave();
+        }
+        ended
+    });
 }
 
 /// A dead letter's value. It names place and reason, never content.
@@ -106,6 +115,8 @@ struct Stand<'a> {
     settings: &'a NormalizeSettings,
     turning: LoopHandle,
     catalogue: &'static Catalogue,
+    /// Names the connectors' files, in every batch.
+    normalizer: String,
     n_partitions: i32,
     /// There is one source partition in all: its order is the order of record times.
     single_source: bool,
@@ -168,6 +179,7 @@ impl<'a> Stand<'a> {
             turning,
             single_source: n_sources == 1,
             catalogue: Catalogue::builtin(),
+            normalizer: normalizer_hash(&settings.connectors),
             n_partitions: shared.topics.partitions,
             member,
             appender,
@@ -219,34 +231,28 @@ impl<'a> Stand<'a> {
                 let mut starts = Vec::new();
                 for (partition, committed) in partitions.into_iter().zip(committed) {
                     let (first, end) = self.shared.log.offsets(&partition.topic, partition.partition)?;
-                    // Without a committed offset: first start, at the earliest.
-                    let mut start = committed.unwrap_or(first);
+                    let stage = group(&self.shared.group);
+                    let before = self.shared.statistics.position(&stage, &partition.topic, partition.partition);
+                    // Without a committed offset: first start, at the earliest. With a topic its offsets go, too: then only
+                    // we know how far it was read.
+                    let mut start = committed.unwrap_or(if before > end { before } else { first });
                     if start > end {
                         tracing::error!(
                             topic = partition.topic,
                             partition = partition.partition,
-                            committed = start,
+                            read_to = start,
                             end,
                             "the source ends before what was read of it: it was made anew; it is read from its beginning"
                         );
+                        let detail = format!("was made anew: it ends at {end}, and was read up to {start}");
+                        self.goes_on_from(&partition, first, &detail)?;
                         start = first;
                     }
                     if start < first {
-                        tracing::error!(
-                            topic = partition.topic,
-                            partition = partition.partition,
-                            from = start,
-                            to = first,
-                            "source records were deleted before they were read: retention is shorter than the outage"
-                        );
+                        self.tell_lost(&partition, start, first)?;
+                        start = first;
                     }
-                    let start = start.max(first);
-                    self.shared.statistics.set_position(
-                        &group(&self.shared.group),
-                        &partition.topic,
-                        partition.partition,
-                        start,
-                    );
+                    self.shared.statistics.set_position(&stage, &partition.topic, partition.partition, start);
                     starts.push((partition, start));
                 }
                 self.reading.extend(starts.iter().cloned());
@@ -262,6 +268,43 @@ impl<'a> Stand<'a> {
                 self.give_back(&partitions)
             }
         }
+    }
+
+    /// The source is read from another offset than what is committed. Everybody is told why through the log, in the
+    /// partition that speaks for the feed; the offset is committed once that stands there.
+    fn goes_on_from(&mut self, partition: &TopicPartition, start: i64, detail: &str) -> Result<(), LogError> {
+        let key = format!("{}/{}", partition.topic, partition.partition);
+        let canonical = partition_of(&key, self.n_partitions);
+        // Told again after a failure, it is the same record.
+        let id = format!("{FEED_RULE}/{key}/{detail}");
+        let condition = Condition {
+            rule: FEED_RULE.to_owned(),
+            priority: Priority::High,
+            holds: true,
+            at_us: self.shared.clock.now_us(),
+            detail: format!("source {key} {detail}"),
+            key,
+        };
+        let record = ControlRecord { id, control: Control::Condition(condition) };
+        let mut turn = Turn { next_offsets: vec![(partition.clone(), start, None)], ..Turn::default() };
+        let turn_number = self.first_turn + self.turns.len() as u64;
+        self.append(&control_record(&self.shared.topics.canonical, canonical, &record), turn_number, &mut turn)?;
+        self.turns.push_back(turn);
+        Ok(())
+    }
+
+    /// Retention deleted records that were not read; what comes after them is.
+    fn tell_lost(&mut self, partition: &TopicPartition, from: i64, to: i64) -> Result<(), LogError> {
+        let TopicPartition { topic, partition: number } = partition;
+        tracing::error!(
+            topic,
+            partition = number,
+            from,
+            to,
+            "source records were deleted before they were read: retention is shorter than the outage"
+        );
+        self.shared.statistics.lost_records(topic, *number, from, to);
+        self.goes_on_from(partition, to, &format!("lost records {from} to {}: deleted before they were read", to - 1))
     }
 
     fn give_back(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
@@ -282,7 +325,7 @@ impl<'a> Stand<'a> {
         }
         if records.len() < RECORDS_MAX {
             // One sleep and one look, not a wake-up for each record that comes meanwhile.
-            std::thread::sleep(GATHER);
+            runtime::sleep(GATHER);
             self.member.read(RECORDS_MAX - records.len(), Duration::ZERO, records)?;
         }
         // Events that came meanwhile may have taken partitions away.
@@ -297,6 +340,11 @@ impl<'a> Stand<'a> {
         self.tell_unmapped(&turn.tally.unmapped);
         self.shared.statistics.add(std::mem::take(&mut turn.tally));
         result?;
+        if fault::is_removed("source offsets wait for acknowledgment") {
+            let next = |(partition, next, _): &(TopicPartition, i64, Option<Micros>)| (partition.clone(), *next);
+            self.acknowledged.extend(turn.next_offsets.iter().map(next));
+            self.commit(true)?;
+        }
         self.turns.push_back(turn);
         Ok(())
     }
@@ -305,7 +353,9 @@ impl<'a> Stand<'a> {
         let mut builders: BTreeMap<i32, ReadingBatchBuilder> = BTreeMap::new();
         let turn_number = self.first_turn + self.turns.len() as u64;
         for (partition, record) in records {
+            fault::reach("decode.before");
             self.record(partition, record, &mut builders, turn_number, turn)?;
+            fault::reach("decode.after");
             let full = builders.iter().find(|(_, builder)| builder.len() >= ROWS_MAX).map(|(partition, _)| *partition);
             if let Some(full) = full
                 && let Some(mut builder) = builders.remove(&full)
@@ -519,6 +569,7 @@ impl<'a> Stand<'a> {
     fn batch_record(&self, partition: i32, builder: &mut ReadingBatchBuilder) -> Result<Outgoing, LogError> {
         let topic = &self.shared.topics.canonical;
         readings_record(topic, partition, &builder.finish(), &self.catalogue.hash)
+            .map(|record| normalized_with(record, &self.normalizer))
             .map_err(|error| LogError::new(Remedy::Refuse, "writing a canonical batch", error.to_string()))
     }
 
@@ -648,7 +699,10 @@ impl<'a> Stand<'a> {
             .ticks
             .claims
             .iter()
-            .filter(|(partition, (end, _))| self.reading.get(*partition).is_some_and(|next| next >= end))
+            .filter(|(partition, (end, _))| {
+                let is_read = self.reading.get(*partition).is_some_and(|next| next >= end);
+                is_read || fault::is_removed("truthful ticks")
+            })
             .map(|(partition, _)| partition.clone())
             .collect();
         let mut claims = Vec::new();
@@ -658,11 +712,13 @@ impl<'a> Stand<'a> {
             }
         }
         let control = ControlRecord { id: String::new(), control: Control::Tick { claims } };
+        fault::reach("tick.before");
         for partition in 0..self.n_partitions {
             let token = self.token();
             self.appender.append(&control_record(&self.shared.topics.canonical, partition, &control), token)?;
             self.ticks.under_way.push(token);
         }
+        fault::reach("tick.after");
         Ok(())
     }
 
@@ -754,5 +810,25 @@ impl Ticks {
         if self.under_way.is_empty() {
             self.newest_us = self.newest_us.max(self.acknowledged_us.take());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_is_written_as_the_frozen_one() {
+        let letter = DeadLetter {
+            topic: "devices",
+            partition: 2,
+            offset: 4,
+            index: 3,
+            reason: "E_NUM_LOCALE",
+            field: "readings[3].value",
+            detail: "a comma in a number",
+        };
+        let frozen = include_str!("../../../../schemas/samples/dead-letter-source.json").trim_end();
+        assert_eq!(serde_json::to_string(&letter).expect("plain data"), frozen);
     }
 }

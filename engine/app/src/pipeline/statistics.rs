@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+use wardbell_connectors::runtime::Instant;
 use wardbell_schemas::Micros;
 use wardbell_schemas::alert::{Kind, Priority, TransitionKind};
 use wardbell_schemas::outcome::{Outcome, OutcomeCounts};
@@ -72,6 +73,8 @@ pub(crate) struct Counts {
     pub positions: BTreeMap<Place, Position>,
     /// As of the last look at the ends of the log.
     pub lags: BTreeMap<Place, Lag>,
+    /// By topic and partition of a source.
+    pub lost: BTreeMap<(String, i32), LostRecords>,
     pub active_sets: BTreeMap<i32, ActiveSet>,
     failure: Option<String>,
 }
@@ -108,6 +111,19 @@ pub(crate) struct Lag {
     pub records: i64,
     /// No unfinished record is older than this.
     pub delay: Duration,
+    /// How long a record that is appended now will take, at the rate at which records are finished; `None`: not known.
+    pub estimate: Option<Duration>,
+}
+
+/// Source records that retention deleted before they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LostRecords {
+    /// How many, since the job started.
+    pub count: u64,
+    /// The newest range of them, first and first after.
+    pub from: i64,
+    pub to: i64,
+    pub last: Instant,
 }
 
 /// The rule set that decides a partition.
@@ -166,6 +182,10 @@ pub struct Summary {
     pub outcomes: BTreeMap<&'static str, u64>,
     /// Rows appended twice after a restart and dropped by their position; not readings of their own.
     pub repeated: u64,
+    /// The same, but normalized with other connector files than the rows that count (`E_RENORMALIZED`).
+    pub renormalized: u64,
+    /// Source records that retention deleted before they were read; they are not among `records`.
+    pub lost_records: u64,
     /// Dead letters by reason.
     pub dead_letters: BTreeMap<&'static str, u64>,
     /// Labels and units that nothing explains, those met most often; for the log only, since they are texts of sources.
@@ -344,6 +364,18 @@ impl Statistics {
         }
     }
 
+    /// Retention deleted source records from offset `from` to before `to` unread.
+    pub(super) fn lost_records(&self, topic: &str, partition: i32, from: i64, to: i64) {
+        let mut counts = self.lock();
+        let now = Instant::now();
+        let lost = counts.lost.entry((topic.to_owned(), partition));
+        let lost = lost.or_insert(LostRecords { count: 0, from, to: from, last: now });
+        // After a failure the same is found once more, or a longer range.
+        let counted_to = if lost.from == from { lost.to } else { from };
+        let count = lost.count + u64::try_from(to - counted_to).unwrap_or(0);
+        *lost = LostRecords { count, from, to, last: now };
+    }
+
     /// How far a stage has come in a partition that is assigned to it.
     pub(super) fn place(&self, place: &Place) -> Option<Position> {
         self.lock().positions.get(place).copied().filter(|position| position.held)
@@ -390,6 +422,8 @@ impl Statistics {
             readings: counts.readings,
             outcomes: outcomes.iter().map(|(outcome, count)| (outcome.name(), count)).collect(),
             repeated: outcomes.repeated,
+            renormalized: outcomes.renormalized,
+            lost_records: counts.lost.values().map(|lost| lost.count).sum(),
             dead_letters: counts.reasons.clone(),
             unmapped: counts.unmapped.top(UNMAPPED_NAMED).0,
             requests: counts.requests,
@@ -452,7 +486,7 @@ impl Counts {
 impl Summary {
     /// Readings that reached one of the places.
     fn accounted(&self) -> u64 {
-        self.outcomes.values().sum::<u64>() + self.repeated
+        self.outcomes.values().sum::<u64>() + self.repeated + self.renormalized
     }
 
     /// Whether every reading is accounted for: once, as long as no stage had to do work twice after a failure.
@@ -476,6 +510,18 @@ impl Summary {
             table.push_str(&format!(
                 "  {:<12} {:>12}  appended twice, dropped by position\n",
                 "repeated", self.repeated
+            ));
+        }
+        if self.renormalized > 0 {
+            table.push_str(&format!(
+                "  {:<12} {:>12}  E_RENORMALIZED: appended again with other connector files, dropped by position\n",
+                "renormalized", self.renormalized
+            ));
+        }
+        if self.lost_records > 0 {
+            table.push_str(&format!(
+                "  {:<12} {:>12}  source records that retention deleted unread, not in the sum\n",
+                "lost", self.lost_records
             ));
         }
         let sum = self.accounted();

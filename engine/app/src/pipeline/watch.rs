@@ -1,12 +1,16 @@
 //! The watch: looks every two seconds at how far the stages are behind and at what was counted, and says what is wrong.
 //!
+//! An overload is said before the first alert is late: from how long records wait already, and from how long one that is
+//! appended now will take at the rate at which records are finished.
+//!
 //! It asks the broker for the ends of the partitions this instance works on, so it is also the first to notice that the
 //! broker is away. What it finds stands in [`Health`](crate::health::Health) until a later look finds it no more.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardbell_connectors::log::{LogError, Remedy};
+use wardbell_connectors::runtime::Instant;
 use wardbell_schemas::Micros;
 use wardbell_schemas::reading::Reason;
 
@@ -18,8 +22,6 @@ use crate::latency::BUDGET;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// A stop is noticed within this time.
-const STOP_NOTICED: Duration = Duration::from_millis(50);
 /// A stage this far behind should be looked at.
 const BEHIND: Duration = Duration::from_secs(5);
 /// A stage this far behind breaks the budget by itself.
@@ -28,6 +30,8 @@ const FAR_BEHIND: Duration = Duration::from_micros(BUDGET as u64);
 const RECENT: Duration = Duration::from_secs(5 * 60);
 /// The share of dead letters is taken over this time.
 const MINUTE: Duration = Duration::from_secs(60);
+/// The rate at which a stage works is taken over this many looks.
+const RATE_LOOKS: usize = 5;
 /// So many failures of the same thing in [`RECENT`] are no accident.
 const FAILURES: u64 = 3;
 /// Dead letters above one reading in this many.
@@ -43,10 +47,7 @@ pub(super) fn run(shared: &Shared) {
         turning.beat();
         watch.measure_lags(shared, &turning);
         watch.look(shared);
-        let until = Instant::now() + EVERY;
-        while Instant::now() < until && !shared.stopping() {
-            std::thread::sleep(STOP_NOTICED);
-        }
+        shared.rest(EVERY);
     }
 }
 
@@ -55,16 +56,20 @@ struct Watch {
     seen: BTreeMap<Place, Seen>,
     /// One entry per look, oldest first, for as long as it is recent.
     history: VecDeque<Mark>,
-    /// Keys of what the last look reported.
-    reported: BTreeSet<String>,
+    /// What the last look reported.
+    reported: BTreeMap<String, Severity>,
+    /// When a stage was last seen to break the budget by its lag alone, by its name.
+    far_behind: BTreeMap<String, Instant>,
 }
 
 /// What the watch itself saw of a place.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Seen {
     first: Instant,
     /// When last everything was finished.
     caught_up: Option<Instant>,
+    /// Next offsets at the last looks, as long as something waited at each; oldest first.
+    waiting: VecDeque<(Instant, i64)>,
 }
 
 /// Counters at one look.
@@ -108,17 +113,16 @@ impl Watch {
             let Some(position) = shared.statistics.place(place) else {
                 continue;
             };
-            let seen = self.seen.entry(place.clone()).or_insert(Seen { first: asked, caught_up: None });
+            let seen = self.seen.entry(place.clone()).or_insert_with(|| Seen::new(asked));
             let records = (end - position.next_offset).max(0);
-            if records == 0 {
-                seen.caught_up = Some(asked);
-            }
+            let estimate = seen.estimate(records, position.next_offset, asked);
             let delay = if records == 0 {
+                seen.caught_up = Some(asked);
                 Duration::ZERO
             } else {
                 delay(seen, &position, Instant::now(), shared.clock.now_us())
             };
-            shared.statistics.set_lag(place, Lag { records, delay });
+            shared.statistics.set_lag(place, Lag { records, delay, estimate });
         }
         // An instance that stands by must notice an outage, and its end, all the same.
         if places.is_empty()
@@ -143,11 +147,18 @@ impl Watch {
             let now_us = shared.clock.now_us();
             found.extend(shared.stages().iter().filter_map(|stage| silent_canary(&counts, stage, now_us)));
         }
-        self.notice(shared, &found);
-        for key in self.reported.iter().filter(|key| !found.contains_key(*key)) {
+        self.notice(shared, &found, now);
+        for key in self.reported.keys().filter(|key| !found.contains_key(*key)) {
+            tracing::info!(finding = key, "over");
             shared.health.clear(key);
         }
-        self.reported = found.keys().cloned().collect();
+        for (key, finding) in found.iter().filter(|(key, finding)| self.reported.get(*key) != Some(&finding.severity)) {
+            match finding.severity {
+                Severity::Failing => tracing::error!(finding = key, impact = finding.impact, "{}", finding.cause),
+                _ => tracing::warn!(finding = key, impact = finding.impact, "{}", finding.cause),
+            }
+        }
+        self.reported = found.iter().map(|(key, finding)| (key.clone(), finding.severity)).collect();
         for (key, finding) in found {
             shared.health.report(key, finding);
         }
@@ -156,15 +167,30 @@ impl Watch {
 
 impl Watch {
     /// What is measured here becomes an alert by way of the log, like everything that decides.
-    fn notice(&self, shared: &Shared, found: &BTreeMap<String, Finding>) {
+    fn notice(&mut self, shared: &Shared, found: &BTreeMap<String, Finding>, now: Instant) {
         let now_us = shared.clock.now_us();
+        let stages = shared.stages();
+        // Where records carry their own time, nobody waits for what a recording says.
+        if !shared.sets.newest().set.settings.record_clock {
+            let is_failing = |stage: &&StageView| {
+                found.get(&behind_key(&stage.name)).is_some_and(|finding| finding.severity == Severity::Failing)
+            };
+            self.far_behind.extend(stages.iter().filter(is_failing).map(|stage| (stage.name.clone(), now)));
+        }
+        self.far_behind.retain(|_, at| now.saturating_duration_since(*at) < RECENT);
         for sink in shared.sinks.iter() {
             // Each instance speaks for itself: one that is well must not end what another says.
             let key = shared.instance.as_ref().map_or(sink.clone(), |instance| format!("{sink}@{instance}"));
-            let late = found.contains_key(&budget_key(sink));
-            shared.notices.follow(BUDGET_RULE, &key, late, now_us, || match late {
-                true => format!("alerts reach sink {sink} later than the budget of 30 s"),
-                false => format!("alerts have reached sink {sink} within the budget for 5 minutes"),
+            let told_late = found.contains_key(&budget_key(sink));
+            let on_its_way = stages.iter().filter(|stage| stage.sink.as_ref().is_none_or(|of| of == sink));
+            let waits = on_its_way.map(|stage| &stage.name).find(|name| self.far_behind.contains_key(*name));
+            let late = told_late || waits.is_some();
+            shared.notices.follow(BUDGET_RULE, &key, late, now_us, || match waits {
+                Some(stage) => {
+                    format!("alerts to sink {sink} take longer than the budget of 30 s: stage {stage} is behind")
+                }
+                None if late => format!("alerts reach sink {sink} later than the budget of 30 s"),
+                None => format!("alerts have reached sink {sink} within the budget for 5 minutes"),
             });
             let fails = shared.health.stands(&format!("sink/{sink}"));
             shared.notices.follow(SINK_RULE, &key, fails, now_us, || match fails {
@@ -173,6 +199,10 @@ impl Watch {
             });
         }
     }
+}
+
+fn behind_key(stage: &str) -> String {
+    format!("behind {stage}")
 }
 
 fn budget_key(sink: &str) -> String {
@@ -213,6 +243,31 @@ fn delay(seen: &Seen, position: &Position, now: Instant, now_us: Micros) -> Dura
     let since_caught_up = seen.caught_up.map(|caught_up| now.saturating_duration_since(caught_up));
     let known = since_newest.into_iter().chain(since_caught_up).min();
     known.unwrap_or_else(|| now.saturating_duration_since(seen.first))
+}
+
+impl Seen {
+    fn new(first: Instant) -> Self {
+        Self { first, caught_up: None, waiting: VecDeque::new() }
+    }
+
+    /// How long a record that is appended now will take: all that waits before it, at the rate at which records were
+    /// finished while some waited. What is finished while none wait says how many come, not how many could be done.
+    fn estimate(&mut self, records: i64, next_offset: i64, now: Instant) -> Option<Duration> {
+        if records == 0 || self.waiting.back().is_some_and(|(_, before)| *before > next_offset) {
+            self.waiting.clear();
+        }
+        if records == 0 {
+            return Some(Duration::ZERO);
+        }
+        self.waiting.push_back((now, next_offset));
+        if self.waiting.len() > RATE_LOOKS {
+            self.waiting.pop_front();
+        }
+        let (since, from) = self.waiting.front()?;
+        let finished = next_offset - from;
+        let seconds = now.saturating_duration_since(*since).as_secs_f64() * records as f64 / finished as f64;
+        if finished > 0 { Duration::try_from_secs_f64(seconds).ok() } else { None }
+    }
 }
 
 impl Mark {
@@ -260,6 +315,22 @@ fn findings(
             }
         }
     }
+    for ((topic, partition), lost) in &counts.lost {
+        if now.saturating_duration_since(lost.last) < RECENT {
+            let finding = Finding::new(
+                Severity::Failing,
+                format!(
+                    "records {} to {} of {topic}/{partition} were deleted before they were read ({} in all)",
+                    lost.from,
+                    lost.to - 1,
+                    lost.count
+                ),
+                "readings in them were seen by no rule; everything after them is read",
+                "look after the patients of this source; keep the topic's retention longer than the longest outage",
+            );
+            found.insert(format!("lost {topic}/{partition}"), finding);
+        }
+    }
     for (sink, breaches) in &counts.breaches {
         let ago = now.saturating_duration_since(breaches.last);
         if ago < RECENT {
@@ -287,19 +358,29 @@ fn before(history: &VecDeque<Mark>, now: Instant, age: Duration) -> Option<&Mark
 /// A stage whose readings wait.
 fn behind(counts: &Counts, stage: &StageView) -> Option<(String, Finding)> {
     let lags = stage.topics.iter().flat_map(|topic| counts.held(&stage.group, topic));
-    let (place, lag) = lags.filter_map(|(place, _, lag)| Some((place, lag?))).max_by_key(|(_, lag)| lag.delay)?;
-    if lag.delay <= BEHIND {
+    let takes = |lag: &Lag| lag.delay.max(lag.estimate.unwrap_or_default());
+    let (place, lag) = lags.filter_map(|(place, _, lag)| Some((place, lag?))).max_by_key(|(_, lag)| takes(lag))?;
+    if takes(lag) <= BEHIND {
         return None;
     }
-    let (severity, impact) = if lag.delay > FAR_BEHIND {
+    let (severity, impact) = if takes(lag) > FAR_BEHIND {
         (Severity::Failing, "the declared budget of 30 s is broken: alerts come too late")
     } else {
         (Severity::Degraded, "alerts come later than usual, still within the budget of 30 s")
     };
+    let estimate = match lag.estimate {
+        Some(estimate) => format!("one that is appended now will take about {} s", estimate.as_secs()),
+        None => "how long one that is appended now will take is not known".to_owned(),
+    };
+    let remedy = if stage.sink.is_some() {
+        "if the sink fails, it has a finding of its own; else it takes alerts slower than they come: see why they are so many"
+    } else {
+        "if this instance's CPU is busy, start more instances (as many as partitions help); else look at the broker's answer times"
+    };
     let finding = Finding::new(
         severity,
         format!(
-            "stage `{}` is behind: {} records of {}/{} wait, for up to {} s",
+            "stage `{}` is behind: {} records of {}/{} wait, for up to {} s; {estimate}",
             stage.name,
             lag.records,
             place.topic,
@@ -307,9 +388,9 @@ fn behind(counts: &Counts, stage: &StageView) -> Option<(String, Finding)> {
             lag.delay.as_secs()
         ),
         impact,
-        "if this instance's CPU is busy, start more instances (as many as partitions help); else look at the broker's answer times",
+        remedy,
     );
-    Some((format!("behind {}", stage.name), finding))
+    Some((behind_key(&stage.name), finding))
 }
 
 /// Stages and partitions that fail again and again.
@@ -387,6 +468,7 @@ fn unusable(recent: &Mark, minute: &Mark, newest: &Mark) -> Vec<(String, Finding
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::statistics::LostRecords;
 
     fn mark(at: Instant) -> Mark {
         Mark::of(&Counts::default(), at)
@@ -400,7 +482,7 @@ mod tests {
     fn the_delay_is_bounded_by_the_newest_finished_record_and_by_the_last_time_all_were() {
         let now = Instant::now() + Duration::from_secs(1_000);
         let ago = |seconds| now - Duration::from_secs(seconds);
-        let seen = |caught_up| Seen { first: ago(100), caught_up };
+        let seen = |caught_up| Seen { caught_up, ..Seen::new(ago(100)) };
         let position = |append_us| Position { next_offset: 7, append_us, held: true };
         let delay_s =
             |caught_up, append_us| delay(&seen(caught_up), &position(append_us), now, 1_000_000_000).as_secs();
@@ -409,6 +491,72 @@ mod tests {
         assert_eq!(delay_s(None, Some(960_000_000)), 40);
         assert_eq!(delay_s(Some(ago(2)), Some(400_000_000)), 2, "idle for long, then one record");
         assert_eq!(delay_s(Some(ago(60)), Some(990_000_000)), 10);
+    }
+
+    #[test]
+    fn the_estimate_is_what_waits_at_the_rate_of_what_was_finished_while_something_waited() {
+        let start = Instant::now();
+        let mut seen = Seen::new(start);
+        let mut look = |second: u64, records, next_offset| {
+            seen.estimate(records, next_offset, start + Duration::from_secs(second)).map(|estimate| estimate.as_secs())
+        };
+        assert_eq!(look(0, 0, 100), Some(0));
+        assert_eq!(look(2, 1, 100), None, "one record of a quiet source says nothing of a rate");
+        assert_eq!(look(4, 0, 101), Some(0));
+        // Twice as many come as are finished.
+        assert_eq!(look(6, 1_000, 1_000), None);
+        assert_eq!(look(8, 2_000, 2_000), Some(4));
+        assert_eq!(look(10, 3_000, 3_000), Some(6));
+        // It stands still, and then begins again from what is committed.
+        for second in [12, 14, 16] {
+            look(second, 9_000, 3_000);
+        }
+        assert_eq!(look(18, 9_000, 3_000), None);
+        assert_eq!(look(20, 9_500, 2_500), None);
+        assert_eq!(look(22, 8_500, 3_500), Some(17));
+        assert_eq!(look(24, 0, 12_000), Some(0));
+    }
+
+    #[test]
+    fn a_stage_is_behind_by_what_waits_or_by_what_will_and_well_again_by_itself() {
+        let stage = StageView {
+            name: "decide".to_owned(),
+            sink: None,
+            group: "g".to_owned(),
+            topics: vec!["readings".to_owned()],
+        };
+        let found = |delay_s, estimate_s: Option<u64>| {
+            let mut counts = Counts::default();
+            let place = Place { group: "g".to_owned(), topic: "readings".to_owned(), partition: 3 };
+            counts.positions.insert(place.clone(), Position { next_offset: 7, append_us: None, held: true });
+            let estimate = estimate_s.map(Duration::from_secs);
+            counts.lags.insert(place, Lag { records: 9, delay: Duration::from_secs(delay_s), estimate });
+            behind(&counts, &stage).map(|(key, finding)| (key, finding.severity, finding.cause))
+        };
+        assert_eq!(found(0, Some(0)), None);
+        assert_eq!(found(5, Some(5)), None);
+        let (key, severity, cause) = found(3, Some(8)).expect("it will take long");
+        assert_eq!((key.as_str(), severity), ("behind decide", Severity::Degraded));
+        assert!(cause.contains("about 8 s") && cause.contains("9 records of readings/3"), "{cause}");
+        assert_eq!(found(16, Some(31)).map(|(_, severity, _)| severity), Some(Severity::Failing));
+        let (_, severity, cause) = found(31, None).expect("it stands still");
+        assert!(severity == Severity::Failing && cause.contains("not known"), "{cause}");
+    }
+
+    #[test]
+    fn lost_source_records_are_told_with_their_range_for_a_while() {
+        let now = Instant::now() + Duration::from_secs(1_000);
+        let found = |ago| {
+            let last = now - Duration::from_secs(ago);
+            let lost = LostRecords { count: 40, from: 100, to: 140, last };
+            let mut counts = Counts::default();
+            counts.lost.insert(("devices".to_owned(), 2), lost);
+            findings(&counts, &VecDeque::new(), &[], now)
+        };
+        let told = found(10);
+        let finding = &told["lost devices/2"];
+        assert!(finding.severity == Severity::Failing && finding.cause.contains("100 to 139"), "{finding:?}");
+        assert!(found(301).is_empty());
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! in its value. Publishing puts nothing in force: partitions do, each at a place of its own log.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wardbell_connectors::log::{
     Isolation, Log, LogError, Outgoing, PartitionReader, Record, Remedy, StampedBy, TopicPartition, TopicSpec,
 };
+use wardbell_connectors::runtime::Instant;
 use wardbell_schemas::Micros;
 
 use super::{Document, LoadedSet, Unusable, hash};

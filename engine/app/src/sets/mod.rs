@@ -22,11 +22,10 @@ use wardbell_schemas::duration;
 
 pub use control_topic::{ControlTopic, Published};
 pub use folder::RulesFolder;
+pub use wardbell_core::partition::SEMANTICS;
 
 /// Version of the document's form.
 const FORMAT: u32 = 1;
-/// Version of what rules, windows and episodes mean (`rules/SEMANTICS.md`), as this binary implements it.
-pub const SEMANTICS: u32 = 1;
 
 /// A set as it is published. Its bytes are the same wherever and whenever it is made from the same files and settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

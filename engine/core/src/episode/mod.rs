@@ -25,7 +25,7 @@ struct Run {
 
 /// An unbroken stretch of evaluations, without moving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Stretch {
+pub(crate) struct Stretch {
     start: Micros,
     newest: Micros,
 }
@@ -50,30 +50,30 @@ pub struct Open {
     pub condition_start: Micros,
     pub priority: Priority,
     /// The highest it ever had.
-    highest: Priority,
+    pub(crate) highest: Priority,
     /// Number of its next transition.
-    next_number: u32,
+    pub(crate) next_number: u32,
     pub latched: bool,
     pub acknowledged: bool,
     /// `T` of its newest transition; none goes below it.
-    newest_at: Micros,
+    pub(crate) newest_at: Micros,
     /// Version of the rule that raised it.
     pub raised_by_version: u32,
-    clear: Option<Stretch>,
-    lower: Option<Stretch>,
+    pub(crate) clear: Option<Stretch>,
+    pub(crate) lower: Option<Stretch>,
 }
 
 /// What is remembered of the episode before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    start: Micros,
-    at: Micros,
-    clock: Micros,
+    pub(crate) start: Micros,
+    pub(crate) at: Micros,
+    pub(crate) clock: Micros,
     /// Number of that clock.
-    clock_number: u32,
-    highest: Priority,
+    pub(crate) clock_number: u32,
+    pub(crate) highest: Priority,
     /// Ended by `cleared` or `reset`: a cool-down applies.
-    cools_down: bool,
+    pub(crate) cools_down: bool,
 }
 
 impl Ended {
@@ -108,6 +108,7 @@ pub struct KeyState {
     /// `T` of the newest evaluation.
     pub evaluated_at: Option<Micros>,
     /// Clock value for which a timer is armed.
+    #[serde(skip)]
     pub armed: Option<Micros>,
 }
 
@@ -443,6 +444,34 @@ impl KeyState {
     pub fn reset(&mut self, at: Micros, clock: (Micros, u32)) -> Option<Step> {
         self.open.as_deref().filter(|open| open.latched)?;
         self.end(TransitionKind::Reset, at, clock)
+    }
+
+    /// Another history holds than the one that led here: `open` and `ended` are its newest episodes. One that is open only
+    /// here ends without a word. Runs stay. `clock` is the key's, with its number.
+    pub fn correct(&mut self, open: Option<Open>, ended: Option<Ended>, (clock, clock_number): (Micros, u32)) {
+        let own = self.open.take().map(|own| *own);
+        let (same, own) = match (own, &open) {
+            (Some(own), Some(open)) if own.start == open.start => (Some(own), None),
+            (own, _) => (None, own),
+        };
+        self.open = open.map(Box::new);
+        if let (Some(open), Some(same)) = (self.open.as_deref_mut(), same) {
+            open.clear = same.clear;
+            open.lower = same.lower.filter(|_| same.priority == open.priority);
+        }
+        let own = own.map(|own| Ended {
+            start: own.start,
+            at: own.newest_at,
+            clock,
+            clock_number,
+            highest: own.highest,
+            cools_down: false,
+        });
+        for ended in [own, ended].into_iter().flatten() {
+            if self.ended.as_deref().is_none_or(|known| known.start.max(known.at) < ended.start.max(ended.at)) {
+                self.ended = Some(Box::new(ended));
+            }
+        }
     }
 
     /// Stored values of a clock follow it when it is set back.

@@ -12,7 +12,7 @@ use wardbell_schemas::alert::TransitionKind;
 
 use super::plan::Plan;
 use super::time::Bounds;
-use super::{Decided, KeyRef, Partition, RecordContext, Retired, Settings};
+use super::{Decided, KeyRef, Partition, RecordContext, Retired, Settings, rule_ids};
 
 /// Transitions of an activation are said in this order: patient, key, rule id.
 type Place = (String, String, String);
@@ -37,6 +37,7 @@ impl Partition {
         if self.state.in_force.as_ref().is_some_and(|(newest, _)| *newest >= number) {
             return;
         }
+        self.about_to_change_everything();
         self.state.in_force = Some((number, hash.to_owned()));
         let resumed = self.settings.resumed;
         let (site, record_clock) = (self.settings.site.clone(), self.settings.record_clock);
@@ -51,7 +52,7 @@ impl Partition {
         let (old, new) = (self.plan.clone(), Arc::new(Plan::new(set, self.catalogue)));
         let fates: Vec<Fate> = old.rules.iter().map(|rule| fate(&rule.rule, &new)).collect();
         let mut said: Vec<(Place, Vec<Decided>)> = Vec::new();
-        let before = std::mem::take(&mut self.decided);
+        let (before, digest) = (std::mem::take(&mut self.decided), self.state.digest);
         self.end_removed(&old, &fates, &mut said);
         self.take_over_states(&old, &new, &fates);
         self.plan = new.clone();
@@ -61,7 +62,12 @@ impl Partition {
         self.evaluate_changed(&new, &fates, &mut said);
         said.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.decided = before;
-        self.decided.extend(said.into_iter().flat_map(|(_, decided)| decided));
+        // They were found in another order than they are said in.
+        self.state.digest = digest;
+        for decided in said.into_iter().flat_map(|(_, decided)| decided) {
+            self.add_to_digest(&decided.content);
+            self.decided.push(decided);
+        }
     }
 
     fn place(&self, rule: &str, key: KeyRef) -> Place {
@@ -129,7 +135,7 @@ impl Partition {
             };
             patient.rules = new.of_patient.iter().map(moved).collect();
         }
-        self.state.rule_ids = new.rules.iter().map(|rule| rule.rule.id.clone()).collect();
+        self.state.rule_ids = rule_ids(&new.set);
         for fate in fates {
             if let Fate::Changed { index } = fate {
                 for key in self.keys(new, *index) {
@@ -140,7 +146,7 @@ impl Partition {
     }
 
     /// Timers name rules by their place in the plan, so all are armed anew.
-    fn rearm_everything(&mut self) {
+    pub(super) fn rearm_everything(&mut self) {
         self.open.clear();
         for clock in &mut self.state.clocks {
             clock.disarm();
@@ -185,7 +191,7 @@ impl Partition {
     }
 
     /// The key's clock; before the first record there is none.
-    fn key_clock_if_any(&self, plan: &Plan, rule: usize, key: KeyRef) -> (Micros, u32) {
+    pub(super) fn key_clock_if_any(&self, plan: &Plan, rule: usize, key: KeyRef) -> (Micros, u32) {
         if self.state.clocks.is_empty() { (0, 0) } else { self.key_clock(plan, rule, key) }
     }
 }

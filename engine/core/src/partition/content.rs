@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
 use wardbell_rules::evaluate::Inputs;
 use wardbell_rules::rule::Read;
 use wardbell_schemas::Micros;
@@ -14,7 +15,7 @@ use wardbell_schemas::reading::{ReadingRow, SourcePosition};
 use super::evaluation::View;
 use super::plan::Plan;
 use super::series::{Position, Series};
-use super::{Decided, KeyRef, Noticed, Partition};
+use super::{Decided, KeyRef, Noticed, Partition, SEMANTICS};
 use crate::episode::Step;
 
 /// Rule ids of the engine's own alerts.
@@ -22,9 +23,6 @@ pub const STALE: &str = "technical/stale";
 pub const CLOCK: &str = "technical/clock";
 pub const OVERRUN: &str = "technical/overrun";
 pub const FEED: &str = "technical/feed";
-
-/// Version of the engine's own alerts: the semantics version.
-const TECHNICAL_VERSION: u32 = 1;
 
 /// One transition of a technical alert.
 #[derive(Debug, Clone, Copy)]
@@ -53,22 +51,12 @@ impl Partition {
         self.reads(plan, rule, key, &mut reads);
         let patient = self.patient_of(key);
         let at = self.key_state(plan, rule, key).evaluated_at.unwrap_or(step.at);
-        let rule_plan = &plan.rules[rule];
-        let checked = &rule_plan.rule;
+        let checked = &plan.rules[rule].rule;
         let newest = reads.iter().flatten().copied().max_by_key(|series| {
             let series = &self.state.series[*series as usize];
             (series.newest_t, series.newest_source.map(|position| position.offset))
         });
-        let mut view = View {
-            plan,
-            rule: rule_plan,
-            catalogue: self.catalogue,
-            series: &mut self.state.series,
-            reads: &reads,
-            patient: &self.state.patients[patient as usize],
-            at,
-            answers: None,
-        };
+        let mut view = View::new(plan, rule, self.catalogue, &mut self.state, &reads, patient, at);
         let (message, fault) = checked.message(view.catalogue, &mut view);
         let limits: BTreeMap<String, f64> = checked
             .limits
@@ -227,8 +215,8 @@ impl Partition {
             kind: Kind::Technical,
             priority,
             site: self.settings.site.clone(),
-            rule: RuleReference { id: rule.to_owned(), version: TECHNICAL_VERSION, hash: String::new() },
-            raised_by_version: TECHNICAL_VERSION,
+            rule: RuleReference { id: rule.to_owned(), version: SEMANTICS, hash: String::new() },
+            raised_by_version: SEMANTICS,
             patient: patient.to_owned(),
             key: key.to_owned(),
             at: step.at,
@@ -256,6 +244,18 @@ impl Partition {
 
     fn push(&mut self, content: Content, basis_us: Option<Micros>, source: Option<SourcePosition>) {
         self.state.transitions += 1;
+        self.add_to_digest(&content);
         self.decided.push(Decided { content, basis_us, source });
+    }
+
+    pub(super) fn add_to_digest(&mut self, content: &Content) {
+        let digest = Sha256::new()
+            .chain_update(self.state.digest)
+            .chain_update(&content.id)
+            .chain_update(content.transition.name())
+            .chain_update(content.priority.name())
+            .chain_update(content.at.to_le_bytes())
+            .finalize();
+        self.state.digest.copy_from_slice(&digest[..16]);
     }
 }

@@ -9,7 +9,7 @@ use wardbell_schemas::catalogue::Catalogue;
 use super::clocks::Timer;
 use super::plan::{Plan, RulePlan};
 use super::series::Series;
-use super::{Evaluated, KeyRef, Partition, Patient, RecordContext};
+use super::{Evaluated, KeyRef, Partition, Patient, RecordContext, State};
 use crate::episode::Moment;
 use crate::window;
 
@@ -25,6 +25,22 @@ pub(super) struct View<'a> {
     pub at: Micros,
     /// Answers of this series at this time that another rule has asked for already; for rules of one signal.
     pub answers: Option<&'a mut Answers>,
+}
+
+impl<'a> View<'a> {
+    #[inline]
+    pub fn new(
+        plan: &'a Plan,
+        rule: usize,
+        catalogue: &'static Catalogue,
+        state: &'a mut State,
+        reads: &'a [Option<u32>],
+        patient: u32,
+        at: Micros,
+    ) -> Self {
+        let patient = &state.patients[patient as usize];
+        Self { plan, rule: &plan.rules[rule], catalogue, series: &mut state.series, reads, patient, at, answers: None }
+    }
 }
 
 /// What was asked of one series since its newest reading, by the places of the signal's questions.
@@ -202,18 +218,10 @@ impl Partition {
         self.reads(plan, rule, key, &mut reads);
         let patient = self.patient_of(key);
         let rule_plan = &plan.rules[rule];
-        let mut view = View {
-            plan,
-            rule: rule_plan,
-            catalogue: self.catalogue,
-            series: &mut self.state.series,
-            reads: &reads,
-            patient: &self.state.patients[patient as usize],
-            at,
-            answers: match key {
-                KeyRef::Series(_) => Some(&mut self.scratch.answers),
-                KeyRef::Patient(_) => None,
-            },
+        let mut view = View::new(plan, rule, self.catalogue, &mut self.state, &reads, patient, at);
+        view.answers = match key {
+            KeyRef::Series(_) => Some(&mut self.scratch.answers),
+            KeyRef::Patient(_) => None,
         };
         let bands = rule_plan.bands.as_ref().filter(|_| view.patient.limits.is_empty());
         let said = bands.and_then(|bands| bands.evaluate(&mut view));
@@ -268,23 +276,14 @@ impl Partition {
         let (clock, clock_number) = self.key_clock(plan, rule, key);
         let patient = self.patient_of(key);
         let rule_plan = &plan.rules[rule];
-        let mut view = View {
-            plan,
-            rule: rule_plan,
-            catalogue: self.catalogue,
-            series: &mut self.state.series,
-            reads: &reads,
-            patient: &self.state.patients[patient as usize],
-            at,
-            answers: None,
-        };
         if let Some(trace) = &mut self.trace {
+            let mut view = View::new(plan, rule, self.catalogue, &mut self.state, &reads, patient, at);
             let readings = rule_plan.rule.readings(&mut view);
             trace.push(Evaluated {
                 rule: rule_plan.rule.id.clone(),
                 patient: self.state.patient_names.name(patient).to_owned(),
                 key: match key {
-                    KeyRef::Series(series) => view.series[series as usize].key.clone(),
+                    KeyRef::Series(series) => self.state.series[series as usize].key.clone(),
                     KeyRef::Patient(_) => "-".to_owned(),
                 },
                 at,

@@ -6,8 +6,9 @@
 //!
 //! Reading order: [`Partition::apply`] (a batch), `apply_record` (one source record: clock, timers, times, windows,
 //! rules), [`time`] (when a reading counts), [`clocks`] (timers), [`series`] and [`plan`]; `content.rs` says a transition;
-//! `ahead.rs` is for speed only.
+//! [`checkpoint`] writes it all down and reads it back; `ahead.rs` is for speed only.
 
+pub mod checkpoint;
 pub mod clocks;
 pub mod plan;
 pub mod series;
@@ -17,6 +18,7 @@ mod activation;
 mod ahead;
 mod content;
 mod evaluation;
+mod rebuild;
 mod silence;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,9 +40,12 @@ use wardbell_schemas::{Micros, SECOND};
 use self::clocks::{Clock, Movement, Timer};
 use self::plan::Plan;
 use self::series::{Position, Series, Technical};
-use self::time::{Bounds, Decision, Replaced, SeriesTime};
+use self::time::{Bounds, Decision, Replaced};
 use crate::episode::{Ended, KeyState};
 use crate::window::{Reading, Samples};
+
+/// Version of what rules, windows and episodes mean (`rules/SEMANTICS.md`), as this binary implements it.
+pub const SEMANTICS: u32 = 1;
 
 /// Decision settings of one partition: part of what decides, so part of the set.
 #[derive(Debug, Clone)]
@@ -190,6 +195,9 @@ struct Feed {
     /// Newest append time of them, where the broker stamps.
     newest_append: Option<Micros>,
     clock: u32,
+    /// The normalizer set of the newest, where that is known; only counted by.
+    #[serde(skip)]
+    normalizer: Vec<u8>,
 }
 
 /// One signal of one patient.
@@ -239,16 +247,21 @@ impl Patient {
     }
 }
 
-/// Everything that is written into a checkpoint; the rest of a partition is derived from it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct State {
+/// What a partition remembers, and what a checkpoint is made of (see [`checkpoint`]); the rest is derived from it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct State {
     patient_names: Names,
     device_names: Names,
     method_names: Names,
     feeds: Vec<Feed>,
     clocks: Vec<Clock>,
+    /// Written patient by patient, each with its series.
+    #[serde(skip)]
     patients: Vec<Patient>,
+    #[serde(skip)]
     series: Vec<Series>,
+    /// Places of series that were forgotten; the last is used again first.
+    free_series: Vec<u32>,
     /// Control records that were applied, by id.
     controls: BTreeSet<String>,
     /// Source records applied so far; names a record.
@@ -256,7 +269,9 @@ pub struct State {
     /// Samples accepted and series gone stale so far: tells which came first.
     sequence: u64,
     /// Transitions so far.
-    pub transitions: u64,
+    transitions: u64,
+    /// Running hash over them, see [`Partition::digest`].
+    digest: [u8; 16],
     /// Rule ids in the order their key states are kept in.
     rule_ids: Vec<String>,
     /// Number and content hash of the set in force.
@@ -303,13 +318,14 @@ pub struct Partition {
     plan: Arc<Plan>,
     state: State,
     series_by_key: HashMap<SeriesKey, u32>,
-    free_series: Vec<u32>,
     feed_by_name: HashMap<(String, i32), u32>,
     /// What holds for each feed's readings.
     bounds: Vec<Arc<Bounds>>,
     /// Open physiological episodes, for people who act on them.
     open: HashMap<u128, (usize, KeyRef)>,
     outcomes: OutcomeCounts,
+    /// The normalizer set of the batch that is being applied.
+    normalizer: Vec<u8>,
     message_faults: u64,
     held_back: u64,
     decided: Vec<Decided>,
@@ -321,6 +337,8 @@ pub struct Partition {
     /// `technical/clock` alerts that are open.
     n_clock_alerts: usize,
     ahead: ahead::Ahead,
+    /// The checkpoint that is being written.
+    writing: Option<Box<checkpoint::Writing>>,
 }
 
 /// Buffers used again for each record.
@@ -376,12 +394,11 @@ struct RecordContext {
 impl Partition {
     /// An empty partition at the beginning of its log (or, with `resumed`, somewhere inside it).
     pub fn new(settings: Settings, set: &RuleSet, catalogue: &'static Catalogue) -> Self {
-        Self::restore(settings, set, catalogue, State::default())
+        Self::with_state(settings, set, catalogue, State { rule_ids: rule_ids(set), ..State::default() })
     }
 
-    /// A partition as [`Partition::state`] left it. Key states follow their rules by id; a rule that was not there starts
-    /// without any.
-    pub fn restore(settings: Settings, set: &RuleSet, catalogue: &'static Catalogue, state: State) -> Self {
+    /// A partition that goes on from `state`, which was reached under the rules of `set`.
+    fn with_state(settings: Settings, set: &RuleSet, catalogue: &'static Catalogue, state: State) -> Self {
         let plan = Arc::new(Plan::new(set, catalogue));
         let mut partition = Self {
             settings,
@@ -389,11 +406,11 @@ impl Partition {
             plan,
             state,
             series_by_key: HashMap::new(),
-            free_series: Vec::new(),
             feed_by_name: HashMap::new(),
             bounds: Vec::new(),
             open: HashMap::new(),
             outcomes: OutcomeCounts::default(),
+            normalizer: Vec::new(),
             message_faults: 0,
             held_back: 0,
             decided: Vec::new(),
@@ -402,14 +419,21 @@ impl Partition {
             feed_before: None,
             n_clock_alerts: 0,
             ahead: ahead::Ahead::default(),
+            writing: None,
         };
         partition.derive();
         partition
     }
 
-    /// The written form's content.
-    pub fn state(&self) -> &State {
-        &self.state
+    /// Transitions decided since the beginning of the log, by this partition and those it goes on from.
+    pub fn transitions(&self) -> u64 {
+        self.state.transitions
+    }
+
+    /// Running hash over these transitions: after each, the first 16 bytes of SHA-256 over the hash before, its id, the
+    /// names of its kind and priority, and its `T` as eight bytes, low first. Two histories with the same hash are the same.
+    pub fn digest(&self) -> &[u8; 16] {
+        &self.state.digest
     }
 
     pub fn outcomes(&self) -> &OutcomeCounts {
@@ -424,6 +448,19 @@ impl Partition {
     /// Conditions that were over before their cool-down was.
     pub fn held_back(&self) -> u64 {
         self.held_back
+    }
+
+    /// Counts from zero: what was counted so far, somebody else has counted before.
+    pub fn forget_counts(&mut self) {
+        (self.outcomes, self.message_faults, self.held_back) = (OutcomeCounts::default(), 0, 0);
+    }
+
+    /// Forgets what was seen of its sources: only to show what that would cost.
+    #[cfg(feature = "simulation")]
+    pub fn forget_marks(&mut self) {
+        for feed in &mut self.state.feeds {
+            feed.next_offset = i64::MIN;
+        }
     }
 
     /// Patients, series and open physiological episodes right now.
@@ -443,6 +480,14 @@ impl Partition {
     /// Transitions decided since the last call, in order.
     pub fn take_decided(&mut self) -> Vec<Decided> {
         std::mem::take(&mut self.decided)
+    }
+
+    /// Names the normalizer set that made the batches from here on; empty: not known. It decides nothing: rows that were
+    /// seen before are counted as renormalized where another set made them.
+    pub fn normalized_with(&mut self, normalizer: &[u8]) {
+        if self.normalizer != normalizer {
+            normalizer.clone_into(&mut self.normalizer);
+        }
     }
 
     /// Applies one canonical batch. Transitions are fetched with [`Partition::take_decided`].
@@ -486,10 +531,12 @@ impl Partition {
             }
             Control::Limit { patient, name, value } => {
                 let patient = self.patient(patient);
+                self.about_to_change(patient);
                 set_or_remove(&mut self.state.patients[patient as usize].limits, name, *value);
             }
             Control::Attribute { patient, name, value } => {
                 let patient = self.patient(patient);
+                self.about_to_change(patient);
                 set_or_remove(&mut self.state.patients[patient as usize].attributes, name, *value);
             }
             Control::Discharge { patient } => self.discharge(patient),
@@ -543,8 +590,15 @@ impl Partition {
         let seen = offset < known.next_offset;
         let made_anew = seen && known.newest_append.is_some() && append_time_us > known.newest_append;
         if seen && !made_anew {
-            self.outcomes.repeated += rows.len() as u64;
+            let is_known = !known.normalizer.is_empty() && !self.normalizer.is_empty();
+            match is_known && known.normalizer != self.normalizer {
+                true => self.outcomes.renormalized += rows.len() as u64,
+                false => self.outcomes.repeated += rows.len() as u64,
+            }
             return;
+        }
+        if known.normalizer != self.normalizer {
+            known.normalizer.clone_from(&self.normalizer);
         }
         known.next_offset = offset + 1;
         known.newest_append = known.newest_append.max(append_time_us);
@@ -818,6 +872,7 @@ impl Partition {
             next_offset: i64::MIN,
             newest_append: None,
             clock,
+            normalizer: Vec::new(),
         });
         self.feed_by_name.insert(name, feed);
         feed
@@ -836,7 +891,10 @@ impl Partition {
     /// The series of a row, made at first sight. Its clock is that of its newest reading's source.
     fn series(&mut self, place: usize, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
         let index = match self.ahead.guess(place).filter(|guess| self.is_series(*guess, row)) {
-            Some(guess) => guess,
+            Some(guess) => {
+                self.about_to_change(self.state.series[guess as usize].patient);
+                guess
+            }
             None => {
                 let index = self.series_by_names(row, context);
                 self.ahead.learn(place, index);
@@ -862,6 +920,7 @@ impl Partition {
 
     fn series_by_names(&mut self, row: &ReadingRow<'_>, context: &RecordContext) -> u32 {
         let patient = self.patient(row.patient);
+        self.about_to_change(patient);
         let device = self.state.device_names.number(row.device);
         let method = self.state.method_names.number(row.method);
         let key = (patient, device, row.signal.0, method);
@@ -881,21 +940,8 @@ impl Partition {
             method,
             key: format!("{}/{}/{}", row.device, signal.id, row.method),
             clock,
-            time: SeriesTime::default(),
-            samples: Samples::default(),
-            running: Vec::new(),
-            intervals: Default::default(),
-            newest_t: None,
-            first_sample: None,
-            newest_sample: 0,
-            silence: Default::default(),
-            overrun: Technical::default(),
-            rules: Vec::new(),
-            newest_source: None,
-            newest_event: 0,
-            newest_reason: 0,
-            newest_policies: Policies::NONE,
             alive: true,
+            ..Series::default()
         };
         series.fit(self.plan.signal(row.signal));
         if !self.state.forgotten.is_empty() {
@@ -905,7 +951,7 @@ impl Partition {
         let now = self.clock_now(clock);
         series.expect_next(signal, now);
         series.remember_until(signal, now);
-        let index = match self.free_series.pop() {
+        let index = match self.state.free_series.pop() {
             Some(index) => {
                 self.state.series[index as usize] = series;
                 index
@@ -941,20 +987,8 @@ impl Partition {
         for clock in &mut self.state.clocks {
             clock.disarm();
         }
-        let devices = self.state.patients.iter().flat_map(|patient| &patient.devices);
-        self.n_clock_alerts = devices.filter(|device| device.alert.open.is_some()).count();
+        self.count_clock_alerts();
         let plan = self.plan.clone();
-        let ids: Vec<String> = plan.set.rules.iter().map(|rule| rule.id.clone()).collect();
-        if !self.state.rule_ids.is_empty() && self.state.rule_ids != ids {
-            // Key states follow their rules: handled with activation; a restart runs the set it stopped with.
-            for series in &mut self.state.series {
-                series.rules.clear();
-            }
-            for patient in &mut self.state.patients {
-                patient.rules.clear();
-            }
-        }
-        self.state.rule_ids = ids;
         for patient in &mut self.state.patients {
             patient.rules.resize_with(plan.of_patient.len(), KeyState::default);
         }
@@ -962,7 +996,6 @@ impl Partition {
             let series = &mut self.state.series[index];
             let number = index as u32;
             if !series.alive {
-                self.free_series.push(number);
                 continue;
             }
             series.fit(plan.signal(series.signal_index()));
@@ -970,6 +1003,11 @@ impl Partition {
             self.arm_silence(number);
         }
         self.rearm_holds(&plan);
+    }
+
+    fn count_clock_alerts(&mut self) {
+        let devices = self.state.patients.iter().flat_map(|patient| &patient.devices);
+        self.n_clock_alerts = devices.filter(|device| device.alert.open.is_some()).count();
     }
 
     /// A rule's key state.
@@ -1011,6 +1049,7 @@ impl Partition {
         let Some((rule, key)) = self.open.get(&id).copied() else {
             return;
         };
+        self.about_to_change(self.patient_of(key));
         let plan = self.plan.clone();
         let clock = self.key_clock(&plan, rule, key);
         let state = self.key_state_mut(&plan, rule, key);
@@ -1059,6 +1098,7 @@ impl Partition {
                 entries.dedup();
             }
             for timer in &entries {
+                self.about_to_change(self.patient_of_timer(*timer));
                 if self.is_elsewhere(*timer, clock) {
                     self.left_behind(*timer, clock);
                     continue;
@@ -1076,6 +1116,15 @@ impl Partition {
             }
         }
         self.scratch.due = entries;
+    }
+
+    fn patient_of_timer(&self, timer: Timer) -> u32 {
+        match timer {
+            Timer::Forget { series } | Timer::Stale { series } | Timer::HoldOfSeries { series, .. } => {
+                self.state.series[series as usize].patient
+            }
+            Timer::HoldOfPatient { patient, .. } => patient,
+        }
     }
 
     /// The series' readings come from another source partition by now, and its timers run on that one's clock.
@@ -1104,6 +1153,10 @@ impl Partition {
             }
         }
     }
+}
+
+fn rule_ids(set: &RuleSet) -> Vec<String> {
+    set.rules.iter().map(|rule| rule.id.clone()).collect()
 }
 
 fn set_or_remove(map: &mut BTreeMap<String, f64>, name: &str, value: Option<f64>) {

@@ -121,7 +121,7 @@ impl Silence {
 }
 
 /// See the module.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Series {
     pub patient: u32,
     pub device: u32,
@@ -151,6 +151,7 @@ pub struct Series {
     pub newest_reason: u8,
     pub newest_policies: Policies,
     /// False once forgotten; the place is used again.
+    #[serde(skip)]
     pub alive: bool,
 }
 

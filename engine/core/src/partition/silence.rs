@@ -13,9 +13,9 @@ use super::{Condition, Forgotten, KeyRef, Noticed, Partition, Pending, RecordCon
 use crate::episode::Ended;
 
 /// No reading is this late: what ended longer ago cannot begin again.
-const FORGOTTEN_FOR: Micros = 86_400 * SECOND;
+pub(super) const FORGOTTEN_FOR: Micros = 86_400 * SECOND;
 /// What a job may say about itself.
-const CONDITIONS: [&str; 2] = ["technical/budget", "technical/sink"];
+pub(super) const CONDITIONS: [&str; 3] = ["technical/budget", "technical/replay", "technical/sink"];
 /// A wrong device clock is said again after this at the earliest.
 const CLOCK_AGAIN_AFTER: Micros = 3_600 * SECOND;
 
@@ -127,6 +127,7 @@ impl Partition {
     /// The patient's devices, or one of them, were switched off on purpose.
     pub(super) fn stand_by(&mut self, patient: &str, device: Option<&str>) {
         let patient = self.patient(patient) as usize;
+        self.about_to_change(patient as u32);
         let of_patient = self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone());
         let named = |series: &u32| {
             let series = &self.state.series[*series as usize];
@@ -142,6 +143,9 @@ impl Partition {
 
     /// The job noticed something about itself, or that it is over.
     pub(super) fn follow_condition(&mut self, condition: &Condition) {
+        if condition.rule == content::FEED {
+            return self.raise_records_lost(condition);
+        }
         let known = |noticed: &Noticed| (&noticed.rule, &noticed.key) == (&condition.rule, &condition.key);
         let place = match self.state.conditions.iter().position(known) {
             Some(place) => place,
@@ -257,6 +261,7 @@ impl Partition {
 
     /// Pending stale deadlines move with a clock that nobody watched: the silence was the feed's, not the devices'.
     pub(super) fn move_deadlines(&mut self, clock: u32, distance: Micros) {
+        self.about_to_change_everything();
         let now = self.clock_now(clock);
         for series in self.state.series.iter_mut().filter(|series| series.alive && series.clock == clock) {
             if !series.silence.is_stale
@@ -270,6 +275,7 @@ impl Partition {
 
     /// Every stored value of a clock that was set back moves by the difference.
     pub(super) fn set_clock_back(&mut self, clock: u32, to: Micros, distance: Micros) {
+        self.about_to_change_everything();
         let plan = self.plan.clone();
         self.state.clocks[clock as usize].now = Some(to);
         self.state.clocks[clock as usize].disarm();
@@ -332,6 +338,21 @@ impl Partition {
         self.say_of_feed(clock, step, message);
     }
 
+    /// Records of a source were deleted before anybody had read them. It is the feed's alert and ends as that does.
+    fn raise_records_lost(&mut self, condition: &Condition) {
+        let place = condition.key.rsplit_once('/').and_then(|(topic, number)| Some((topic, number.parse().ok()?)));
+        let Some((topic, partition)) = place.filter(|_| condition.holds && !self.settings.record_clock) else {
+            return;
+        };
+        let feed = self.feed(topic, partition);
+        let clock = self.state.feeds[feed as usize].clock;
+        let state = &mut self.state.clocks[clock as usize];
+        let at = state.now.unwrap_or(condition.at_us);
+        state.calm_from = at + JUMP;
+        let step = state.feed_alert.raise(at);
+        self.say_of_feed(clock, step, condition.detail.clone());
+    }
+
     pub(super) fn end_feed_alert(&mut self, clock: u32, at: Micros) {
         let state = &mut self.state.clocks[clock as usize];
         let step = state.feed_alert.end(TransitionKind::Cleared, at);
@@ -355,6 +376,7 @@ impl Partition {
     /// The patient left: everything of it is forgotten at once.
     pub(super) fn discharge(&mut self, name: &str) {
         let patient = self.patient(name) as usize;
+        self.about_to_change(patient as u32);
         let series: Vec<u32> =
             self.state.patients[patient].signals.iter().flat_map(|known| known.series.clone()).collect();
         let now = series.iter().map(|series| self.clock_now(self.state.series[*series as usize].clock)).max();
@@ -464,7 +486,7 @@ impl Partition {
             let signal = series.signal;
             self.series_by_key.remove(&key);
             self.ahead.forget();
-            self.free_series.push(*index);
+            self.state.free_series.push(*index);
             let known = &mut self.state.patients[patient as usize];
             let Some(place) = known.signals.iter().position(|known| known.signal == signal) else {
                 continue;

@@ -2,7 +2,9 @@
 //!
 //! Alerts wait in one queue per patient and leave it in the order of the log, the next after the one before it was
 //! acknowledged. Among patients the one with the most urgent alert anywhere in its queue comes first, then the one that has
-//! waited longest: a high alert overtakes low ones of others, and takes earlier ones of its own patient with it.
+//! waited longest: a high alert overtakes low ones of others, and takes earlier ones of its own patient with it. What can
+//! still be told in time and what cannot any more take turns within a priority, so that neither a backlog holds back what
+//! is new nor what is new the backlog.
 //!
 //! A patient whose alert failed pauses. So does the whole sink after a failure until something is acknowledged: one
 //! attempt at a time, each time with another patient, so that an alert that always fails is told from a sink that is away.
@@ -11,9 +13,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use wardbell_connectors::runtime::Instant;
 use wardbell_connectors::sink::retry::{REJECTIONS_MAX, pause};
 use wardbell_connectors::sink::{Delivery, Identity, SinkError};
 use wardbell_schemas::Micros;
@@ -140,23 +143,26 @@ struct Attempt {
     given_up: Arc<Notify>,
 }
 
-/// The most urgent alert, then the arrival of the first.
-type Rank = (Reverse<Priority>, u64);
+/// The most urgent alert, whether the budget of all that are so urgent is spent, then the arrival of the first.
+type Rank = (Reverse<Priority>, bool, u64);
 
 impl Queue {
     fn pauses(&self, now: Instant) -> bool {
         self.not_before.is_some_and(|until| until > now)
     }
 
-    /// The entries of an episode, by index from `first`, if it is over before anybody was told of it: a raise that was
-    /// decided late, everything after it up to its clear, and nothing of high priority.
-    fn over_untold(&self, first: usize) -> Option<Vec<usize>> {
+    /// A raise that was decided late and that nobody was told of.
+    fn late_raise(&self, index: usize) -> Option<&Entry> {
         // What was handed over once may have arrived, whatever became of the answer.
-        let raise = self.entries.get(first).filter(|entry| entry.decided_late && !entry.attempted)?;
-        let of_raise = &raise.delivery.alert.data.content;
-        if of_raise.transition != TransitionKind::Raised {
-            return None;
-        }
+        let raised = |entry: &&Entry| entry.delivery.alert.data.content.transition == TransitionKind::Raised;
+        self.entries.get(index).filter(|entry| entry.decided_late && !entry.attempted).filter(raised)
+    }
+
+    /// The entries of an episode, by index from `first`, if it is over before anybody was told of it: a raise that was
+    /// decided late, everything after it up to its clear, and nothing of high priority. Only `cleared` is an end that
+    /// nobody has to know of: what is latched waits for a person, what expired or was superseded was not seen to end.
+    fn over_untold(&self, first: usize) -> Option<Vec<usize>> {
+        let of_raise = &self.late_raise(first)?.delivery.alert.data.content;
         let mut found = Vec::new();
         for (index, entry) in self.entries.iter().enumerate().skip(first) {
             let content = &entry.delivery.alert.data.content;
@@ -172,6 +178,18 @@ impl Queue {
             }
         }
         None
+    }
+
+    /// This alert would be withheld if its clear came, and nothing here is so urgent that it must not wait for that.
+    fn may_be_over(&self, index: usize) -> bool {
+        self.late_raise(index).is_some() && self.entries.iter().all(|entry| entry.priority() != Priority::High)
+    }
+
+    /// Its highest priority, and whether everything that has it is past the budget already.
+    fn urgency(&self) -> (Priority, bool) {
+        let most_urgent = self.entries.iter().map(Entry::priority).max().unwrap_or(Priority::Low);
+        let mut of_priority = self.entries.iter().filter(|entry| entry.priority() == most_urgent);
+        (most_urgent, of_priority.all(|entry| entry.decided_late || entry.overdue))
     }
 }
 
@@ -198,6 +216,8 @@ pub(super) struct Backlog {
     n_acknowledged: u64,
     away: Option<Away>,
     withheld: Vec<(i32, i64)>,
+    /// More is readable: until then, late raises wait for what is read next, which may say that they are over.
+    reads_on_until: Option<Instant>,
 }
 
 impl Backlog {
@@ -216,6 +236,7 @@ impl Backlog {
             n_acknowledged: 0,
             away: None,
             withheld: Vec::new(),
+            reads_on_until: None,
         }
     }
 
@@ -237,6 +258,22 @@ impl Backlog {
     /// Something waits for longer than the budget.
     pub fn is_overdue(&self) -> bool {
         self.queues.values().flat_map(|queue| &queue.entries).any(|entry| entry.overdue)
+    }
+
+    /// The log is read on until then, or to its end (`None`). Says whether somebody waited for that.
+    pub fn reads_on(&mut self, until: Option<Instant>) -> bool {
+        std::mem::replace(&mut self.reads_on_until, until).is_some() && until.is_none()
+    }
+
+    /// Alerts that are not acknowledged, by partition, and when the oldest of each was decided, µs since 1970 UTC.
+    pub fn waiting(&self) -> BTreeMap<i32, (i64, Micros)> {
+        let mut waiting: BTreeMap<i32, (i64, Micros)> = BTreeMap::new();
+        for entry in self.queues.values().flat_map(|queue| &queue.entries) {
+            let decided_us = entry.delivery.alert.data.measured.decided_us;
+            let (count, oldest) = waiting.entry(entry.partition).or_insert((0, decided_us));
+            (*count, *oldest) = (*count + 1, decided_us.min(*oldest));
+        }
+        waiting
     }
 
     pub fn push(&mut self, mut entry: Entry) {
@@ -340,6 +377,7 @@ impl Backlog {
     pub fn clear(&mut self) {
         self.give_up_where(|_| true);
         self.away = None;
+        self.reads_on_until = None;
         self.withheld.clear();
     }
 
@@ -350,34 +388,62 @@ impl Backlog {
 
     /// Priorities of alerts that have waited for longer than the budget and were not told before.
     pub fn fall_overdue(&mut self, now_us: Micros) -> Vec<Priority> {
-        let entries = self.queues.values_mut().flat_map(|queue| &mut queue.entries);
-        entries.filter_map(|entry| entry.falls_overdue(now_us).then(|| entry.priority())).collect()
+        let mut fallen = Vec::new();
+        let mut concerned = Vec::new();
+        for (key, queue) in &mut self.queues {
+            let before = fallen.len();
+            let entries = queue.entries.iter_mut();
+            fallen.extend(entries.filter_map(|entry| entry.falls_overdue(now_us).then(|| entry.priority())));
+            concerned.extend((fallen.len() > before).then(|| key.clone()));
+        }
+        concerned.iter().for_each(|key| self.rank(key));
+        fallen
     }
 
     /// Whose turn it is; else until when nobody's turn comes by itself.
-    fn choose(&self, now: Instant) -> Result<Key, Option<Instant>> {
-        let waiting = self.ready.iter().filter_map(|(rank, key)| Some((rank, key, self.queues.get(key)?)));
-        let mut able = waiting.clone().filter(|(.., queue)| !queue.pauses(now));
+    fn choose<'a>(&'a self, now: Instant) -> Result<Key, Option<Instant>> {
+        let reads_on = self.reads_on_at(now);
+        let with_queue = |(rank, key): &'a (Rank, Key)| Some((rank, key, self.queues.get(key)?));
+        let is_able = |(_, _, queue): &(&Rank, &Key, &Queue)| {
+            !(queue.pauses(now) || (reads_on.is_some() && queue.may_be_over(0)))
+        };
+        let waiting = self.ready.iter().filter_map(with_queue);
+        let mut able = waiting.clone().filter(is_able);
         let chosen = match &self.away {
             Some(_) if self.n_under_way > 0 => return Err(None),
             Some(away) if away.until > now => return Err(Some(away.until)),
             Some(_) => able.min_by_key(|(rank, _, queue)| (queue.failures, **rank)),
             None => able.next(),
         };
-        match chosen {
-            Some((_, key, _)) => Ok(key.clone()),
-            None => Err(waiting.filter_map(|(.., queue)| queue.not_before).min()),
+        let Some((rank, key, _)) = chosen else {
+            return Err(waiting.filter_map(|(.., queue)| queue.not_before).chain(reads_on).min());
+        };
+        let mut spent = None;
+        if self.away.is_none() && self.n_attempts % 2 == 1 {
+            let first: (Rank, Key) = ((rank.0, true, 0), (i32::MIN, Arc::from("")));
+            let of_priority = self.ready.range(first..).take_while(|(other, _)| other.0 == rank.0);
+            spent = of_priority.filter_map(with_queue).find(is_able);
         }
+        Ok(spent.map_or(key, |(_, key, _)| key).clone())
+    }
+
+    /// See [`Backlog::reads_on`].
+    fn reads_on_at(&self, now: Instant) -> Option<Instant> {
+        self.reads_on_until.filter(|until| self.withholds && *until > now)
     }
 
     /// Takes alerts from the head of a queue, leaving out what is over untold; `None` if that was all.
     fn begin(&mut self, key: Key, now: Instant, now_us: Micros) -> Option<Work> {
+        let reads_on = self.reads_on_at(now).is_some();
         let queue = self.queues.get_mut(&key)?;
         let wanted = if queue.singly > 0 { 1 } else { self.batch_max };
         let mut count = 0;
         while count < wanted.min(queue.entries.len()) {
             let over = if self.withholds { queue.over_untold(count) } else { None };
             let Some(over) = over else {
+                if reads_on && queue.may_be_over(count) {
+                    break;
+                }
                 count += 1;
                 continue;
             };
@@ -450,11 +516,11 @@ impl Backlog {
         };
         let waits = queue.entries.front().filter(|_| queue.attempt.is_none());
         let rank = waits.map(|first| {
-            let most_urgent = match self.batch_max {
-                1 => queue.entries.iter().map(Entry::priority).max(),
-                _ => None,
+            let (most_urgent, is_spent) = match self.batch_max {
+                1 => queue.urgency(),
+                _ => (Priority::Low, false),
             };
-            (Reverse(most_urgent.unwrap_or(Priority::Low)), first.arrival)
+            (Reverse(most_urgent), is_spent, first.arrival)
         });
         if rank != queue.rank {
             if let Some(old) = queue.rank {
@@ -655,6 +721,77 @@ mod tests {
         }
         let mut two = backlog(1, [late(0, "e", Low, Raised), late(1, "f", Low, Raised), late(2, "e", Low, Cleared)]);
         assert_eq!(order(&mut two), [1], "another episode of the same patient is told");
+    }
+
+    #[test]
+    fn only_what_was_seen_to_end_is_withheld() {
+        use Priority::Medium;
+        use TransitionKind::{Acknowledged, Cleared, Expired, Latched, Raised, Reset, RuleChanged, Superseded};
+        for (kinds, n_delivered) in [
+            (&[Raised, Latched][..], 2),
+            (&[Raised, Latched, Reset][..], 3),
+            (&[Raised, Expired][..], 2),
+            (&[Raised, RuleChanged][..], 2),
+            (&[Raised, Superseded][..], 2),
+            (&[Raised, Acknowledged, Cleared][..], 0),
+        ] {
+            let mut backlog = backlog(1, kinds.iter().zip(0..).map(|(kind, offset)| late(offset, "e", Medium, *kind)));
+            assert_eq!(order(&mut backlog).len(), n_delivered, "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn a_late_raise_waits_for_what_is_read_next_and_nothing_high_does() {
+        use Priority::{High, Low};
+        use TransitionKind::{Cleared, Raised};
+        let now = Instant::now();
+        for batch_max in [1, 10] {
+            let mut backlog = Backlog::new(batch_max, true);
+            backlog.reads_on(Some(now + HOUR));
+            backlog.push(late(0, "e", Low, Raised));
+            assert!(matches!(backlog.next(now, 0), Turn::Wait(Some(until)) if until == now + HOUR), "it may be over");
+            backlog.push(late(1, "e", Low, Cleared));
+            assert!(backlog.reads_on(None), "somebody waited");
+            assert_eq!((order(&mut backlog), backlog.take_withheld().len()), (vec![], 2));
+            backlog.reads_on(Some(now + HOUR));
+            backlog.push(late(2, "f", Low, Raised));
+            assert_eq!(work(&mut backlog, now + 2 * HOUR).map(|work| offsets(&work)), Some(vec![2]), "not for ever");
+        }
+        let mut backlog = Backlog::new(1, true);
+        backlog.reads_on(Some(now + HOUR));
+        backlog.push(late(0, "e", Low, Raised));
+        backlog.push(late(1, "f", High, Raised));
+        assert_eq!(order(&mut backlog), [0, 1], "what stands before a high alert of its patient waits for nothing");
+    }
+
+    #[test]
+    fn what_is_new_and_what_is_too_late_take_turns() {
+        let mut backlog = Backlog::new(1, true);
+        for i in 0..6 {
+            let mut old = entry(i, &format!("old-{i}"), Priority::High);
+            old.decided_late = true;
+            backlog.push(old);
+        }
+        (6..9).for_each(|i| backlog.push(entry(i, &format!("new-{i}"), Priority::High)));
+        backlog.push(entry(9, "low", Priority::Low));
+        assert_eq!(order(&mut backlog), [6, 0, 7, 1, 8, 2, 3, 4, 5, 9]);
+        let mut overdue = Backlog::new(1, true);
+        overdue.push(entry(0, "waits", Priority::High));
+        overdue.fall_overdue(31 * SECOND);
+        overdue.push(entry(1, "new", Priority::High));
+        assert_eq!(order(&mut overdue), [1, 0]);
+    }
+
+    #[test]
+    fn what_waits_is_counted_by_partition_with_the_oldest() {
+        let mut backlog = Backlog::new(1, true);
+        for (partition, decided_us) in [(0, 7), (0, 5), (3, 9)] {
+            let mut waits = entry(decided_us, "a", Priority::Low);
+            waits.partition = partition;
+            waits.delivery.alert.data.measured.decided_us = decided_us;
+            backlog.push(waits);
+        }
+        assert_eq!(backlog.waiting(), BTreeMap::from([(0, (2, 5)), (3, (1, 9))]));
     }
 
     #[test]

@@ -177,6 +177,15 @@ mod tests {
     }
 
     #[test]
+    fn frozen_progress_is_read_and_written_as_it_was() {
+        let frozen = include_str!("../../../../../schemas/samples/sink-progress-1.txt").trim_end();
+        let committed = worked(0..8, &[0, 2, 7]).take_change().expect("it was worked");
+        assert_eq!((committed.next_offset, committed.metadata.as_str()), (1, frozen));
+        let committed = Committed { next_offset: 1, metadata: frozen.to_owned() };
+        assert_eq!(delivered_again(&committed, 8), [1, 3, 4, 5, 6]);
+    }
+
+    #[test]
     fn what_is_not_read_again_yet_stays_acknowledged() {
         let first = worked(10..30, &[12, 13, 25]).take_change().expect("it was worked");
         let mut second = Progress::new(0, Some(&first));

@@ -4,12 +4,13 @@
 //! commits what lanes have acknowledged. It never waits for the sink.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use wardbell_connectors::log::{
     Appender, Committed, Isolation, LogError, Member, MemberEvent, Membership, Outgoing, Record, Remedy, TopicPartition,
 };
+use wardbell_connectors::runtime::{self, Instant, fault};
 use wardbell_connectors::sink::retry::REJECTIONS_MAX;
 use wardbell_schemas::alert::Alert;
 
@@ -18,6 +19,7 @@ use super::progress::{Open, Progress};
 use super::{Desk, State, group};
 use crate::health::{Finding, LoopHandle, Severity};
 use crate::latency::Stage;
+use crate::pipeline::statistics::{Lag, Place};
 
 /// Alerts read at once.
 const READ_MAX: usize = 200;
@@ -27,6 +29,8 @@ const WAIT: Duration = Duration::from_millis(50);
 const BACKLOG_MAX: usize = 10_000;
 /// Reading goes on once there is room for this many.
 const ROOM: usize = 1_000;
+/// A raise that was decided late waits this long at most for the log to be read to its end: it may be over.
+const READ_ON: Duration = Duration::from_secs(1);
 /// Time between two commits: what was acknowledged since is delivered again after a crash.
 const COMMIT_EVERY: Duration = Duration::from_millis(50);
 /// Pause after a commit that failed.
@@ -44,6 +48,8 @@ pub(super) struct Stand<'a> {
     turning: LoopHandle,
     member: Box<dyn Member>,
     is_paused: bool,
+    /// Since when every read has brought something.
+    reads_on_since: Option<Instant>,
     commit_after: Instant,
     looked_at: Instant,
     /// Made with the first dead letter.
@@ -69,6 +75,7 @@ impl<'a> Stand<'a> {
             turning,
             member: shared.log.join(&membership)?,
             is_paused: false,
+            reads_on_since: None,
             commit_after: now,
             looked_at: now,
             appender: None,
@@ -79,6 +86,15 @@ impl<'a> Stand<'a> {
 
     /// Runs until the job stops.
     pub fn work(mut self) -> Result<(), LogError> {
+        let ended = self.turns();
+        let shared = &self.desk.shared;
+        if shared.leave_on_exit && shared.stopping() {
+            self.member.leave();
+        }
+        ended
+    }
+
+    fn turns(&mut self) -> Result<(), LogError> {
         let mut records = Vec::new();
         while !self.desk.shared.stopping() {
             self.turning.beat();
@@ -87,12 +103,14 @@ impl<'a> Stand<'a> {
             }
             if self.has_room()? {
                 self.member.read(READ_MAX, WAIT, &mut records)?;
+                self.read_on(!records.is_empty());
                 self.take_in(&mut records);
             } else {
-                std::thread::sleep(WAIT);
+                self.read_on(false);
+                runtime::sleep(WAIT);
             }
             self.set_aside()?;
-            self.look_for_overdue();
+            self.look_at_backlog();
             self.commit(false)?;
         }
         self.finish()
@@ -107,6 +125,15 @@ impl<'a> Stand<'a> {
             self.is_paused = is_full;
         }
         Ok(!is_full)
+    }
+
+    /// Whether more is likely to be readable at once: what is over by then is withheld, and not told first.
+    fn read_on(&mut self, more: bool) {
+        self.reads_on_since = if more { self.reads_on_since.or_else(|| Some(Instant::now())) } else { None };
+        let until = self.reads_on_since.map(|since| since + READ_ON);
+        if self.desk.lock().backlog.reads_on(until) {
+            self.desk.changed.notify_waiters();
+        }
     }
 
     fn follow(&mut self, event: MemberEvent) -> Result<(), LogError> {
@@ -130,15 +157,19 @@ impl<'a> Stand<'a> {
         let waiting = self.turning.waiting("the broker, asking for committed offsets");
         let mut starts = Vec::new();
         for (partition, committed) in partitions.iter().zip(self.member.committed_with_metadata(partitions)?) {
-            let (first, _) = shared.log.offsets(&partition.topic, partition.partition)?;
-            if let Some(committed) = committed.as_ref().filter(|committed| committed.next_offset < first) {
+            let (first, end) = shared.log.offsets(&partition.topic, partition.partition)?;
+            let is_anew = committed.as_ref().is_some_and(|committed| committed.next_offset > end);
+            if is_anew {
                 tracing::error!(
                     sink = self.desk.name,
                     partition = partition.partition,
-                    from = committed.next_offset,
-                    to = first,
-                    "alerts were deleted before the sink took them: retention is shorter than the outage"
+                    end,
+                    "the alerts topic ends before what the sink has taken: it was made anew; it is read from its beginning"
                 );
+            }
+            let committed = committed.filter(|_| !is_anew);
+            if let Some(committed) = committed.as_ref().filter(|committed| committed.next_offset < first) {
+                self.desk.alerts_lost(partition.partition, committed.next_offset, first);
             }
             let progress = Progress::new(first, committed.as_ref());
             starts.push((partition.clone(), progress.next_offset()));
@@ -299,13 +330,27 @@ impl<'a> Stand<'a> {
         }
     }
 
-    fn look_for_overdue(&mut self) {
+    /// Alerts that wait for too long, and how far the sink is behind in each partition.
+    fn look_at_backlog(&mut self) {
         if self.looked_at.elapsed() < LOOK_EVERY {
             return;
         }
         self.looked_at = Instant::now();
-        let overdue = self.desk.lock().backlog.fall_overdue(self.desk.shared.clock.now_us());
+        let shared = &self.desk.shared;
+        let now_us = shared.clock.now_us();
+        let mut state = self.desk.lock();
+        let overdue = state.backlog.fall_overdue(now_us);
+        let waiting = state.backlog.waiting();
+        let partitions: Vec<i32> = state.progress.keys().copied().collect();
+        drop(state);
         overdue.into_iter().for_each(|priority| self.desk.breached(priority));
+        let group = group(&shared.group, &self.desk.name);
+        for partition in partitions {
+            let (records, oldest_us) = waiting.get(&partition).copied().unwrap_or((0, now_us));
+            let delay = Duration::from_micros(u64::try_from(now_us - oldest_us).unwrap_or(0));
+            let place = Place { group: group.clone(), topic: shared.topics.alerts.clone(), partition };
+            shared.statistics.set_lag(&place, Lag { records, delay, estimate: None });
+        }
     }
 
     /// Commits how far the sink has come, where that has changed.
@@ -324,7 +369,9 @@ impl<'a> Stand<'a> {
             return Ok(());
         }
         let waiting = self.turning.waiting("the broker, committing what the sink acknowledged");
+        fault::reach("record.before");
         let committed = self.member.commit_with_metadata(&positions);
+        fault::reach("record.after");
         drop(waiting);
         match committed {
             Ok(()) => {
@@ -382,4 +429,26 @@ struct DeadLetter<'a> {
     detail: String,
     sink: &'a str,
     alert: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_is_written_as_the_frozen_one() {
+        let letter = DeadLetter {
+            topic: "wardbell.alerts",
+            partition: 3,
+            offset: 1_000,
+            index: 0,
+            reason: REJECTED,
+            field: "",
+            detail: "rejected 5 times, the last: 400".to_owned(),
+            sink: "pager",
+            alert: "f7cfa883cd153d4b250df4fb53095931.0",
+        };
+        let frozen = include_str!("../../../../../schemas/samples/dead-letter-sink.json").trim_end();
+        assert_eq!(serde_json::to_string(&letter).expect("plain data"), frozen);
+    }
 }

@@ -34,12 +34,8 @@ impl World<'_> {
     /// All series of the rule's signals that belong to the key, read or not.
     fn all_series(&self, id: &TrackId) -> Vec<SeriesId> {
         let rule = self.rule(&id.rule);
-        let of_key = |s: &&SeriesId| {
-            s.patient == id.patient
-                && rule.signals.contains(&s.signal)
-                && (rule.single().is_none() || s.key() == id.key)
-        };
-        self.series.keys().filter(of_key).cloned().collect()
+        let of_key = |s: &&SeriesId| rule.signals.contains(&s.signal) && (rule.single().is_none() || s.key() == id.key);
+        self.of_patient(&id.patient).map(|(s, _)| s).filter(of_key).cloned().collect()
     }
 
     pub(super) fn reads(&self, id: &TrackId) -> Reads {
@@ -113,6 +109,7 @@ impl World<'_> {
         self.clear(id, clear, t, &reads, &clock);
         self.raise_by_timer(id, &reads, &clock);
         self.supersede_episodes(id, t, &clock);
+        self.watch_track(id);
     }
 
     fn ask(&self, id: &TrackId, reads: &Reads, t: i64) -> (Verdict, Option<bool>) {

@@ -104,9 +104,14 @@ impl World<'_> {
 
     /// A reading of any outcome: the series is known, and is on this clock.
     fn hear(&mut self, reading: &Reading, source: &str, clock: i64) {
-        let signal = self.signal(&reading.signal);
-        let series = self.series.entry(SeriesId::of(reading)).or_insert_with(|| Series::new(source, clock, signal));
+        let (id, signal) = (SeriesId::of(reading), self.signal(&reading.signal));
+        let series = self.series.entry(id.clone()).or_insert_with(|| Series::new(source, clock, signal));
+        let moved = series.source != source;
         series.source = source.to_string();
+        self.watch_series(&id);
+        if moved {
+            self.watch_tracks_of(&id.patient);
+        }
     }
 
     fn remember_no_longer(&mut self, id: &SeriesId, clock: i64, bounds: &Bounds) {
@@ -237,6 +242,7 @@ impl World<'_> {
         let signal = self.signal(&id.signal);
         let series = self.the_series(id);
         series.expect(clock, signal);
+        self.watch_series(id);
         self.end_silence(id, clock);
     }
 
@@ -324,16 +330,19 @@ impl World<'_> {
                 self.expect_nothing(id, clock);
             }
             self.evict(id, clock, &stamp, false);
+            self.the_series(id).forget_what_nobody_asks_for(bounds.lateness);
             return true;
         }
         let series = self.the_series(id);
         series.first_sample.get_or_insert(order);
         series.waiting = newest_sample.map(|newest| t - newest).filter(|interval| *interval > 0);
         series.alive(clock, signal);
+        self.watch_series(id);
         self.end_silence(id, clock);
         self.choose_primary(id, t);
         self.supersede_stale_alerts(id, clock, &stamp);
         self.evict(id, clock, &stamp, true);
+        self.the_series(id).forget_what_nobody_asks_for(bounds.lateness);
         true
     }
 
@@ -384,11 +393,9 @@ impl World<'_> {
     /// had a sample after.
     pub(super) fn swapped(&self, id: &SeriesId, after: bool) -> Vec<SeriesId> {
         let mut others: Vec<SeriesId> = self
-            .series
-            .iter()
+            .of_patient(&id.patient)
             .filter(|(other, series)| {
-                other.patient == id.patient
-                    && other.signal == id.signal
+                other.signal == id.signal
                     && other.method == id.method
                     && other.device != id.device
                     && series.stale

@@ -49,7 +49,7 @@ impl World<'_> {
 
     /// By key.
     fn series_of(&self, patient: &str) -> Vec<SeriesId> {
-        let mut ids: Vec<SeriesId> = self.series.keys().filter(|id| id.patient == patient).cloned().collect();
+        let mut ids: Vec<SeriesId> = self.of_patient(patient).map(|(id, _)| id.clone()).collect();
         ids.sort_by_key(SeriesId::key);
         ids
     }

@@ -1,5 +1,4 @@
-//! One series: every reading it ever accepted, what of that is still held, its rhythm and its silence (sections 2, 3
-//! and 5).
+//! One series: the readings it accepted, what of them is still held, its rhythm and its silence (sections 2, 3 and 5).
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -7,7 +6,10 @@ use std::collections::BTreeSet;
 use wardbell_schemas::reading::{Change, Comparator};
 
 use super::episode::TrackId;
-use super::{Reading, Signal};
+use super::{Reading, SECOND, Signal};
+
+/// Readings are kept for so much longer than the lateness in force: another one may come into force.
+const JOINED_WITHIN: i64 = 600 * SECOND;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct SeriesId {
@@ -25,6 +27,11 @@ impl SeriesId {
             signal: reading.signal.clone(),
             method: reading.method.clone(),
         }
+    }
+
+    /// Comes before all series of the patient.
+    pub fn first_of(patient: &str) -> Self {
+        Self { patient: patient.to_string(), device: String::new(), signal: String::new(), method: String::new() }
     }
 
     pub fn key(&self) -> String {
@@ -47,7 +54,7 @@ pub fn said(reading: &Reading) -> Said {
     }
 }
 
-/// A reading that was accepted. All of them are kept, whatever became of them.
+/// A reading that was accepted, kept whatever became of it, until nothing can ask for it any more.
 pub struct Accepted {
     pub t: i64,
     /// The place in the order of acceptance.
@@ -94,7 +101,7 @@ pub struct Remembered {
 pub struct Series {
     pub source: String,
     pub readings: Vec<Accepted>,
-    /// All intervals between samples that count; the last sample's own waits for the next reading.
+    /// The last intervals between samples that count; the last sample's own waits for the next reading.
     pub intervals: Vec<i64>,
     pub waiting: Option<i64>,
     pub memory: Vec<Remembered>,
@@ -205,6 +212,19 @@ impl Series {
         for reading in self.readings.iter_mut().filter(|r| r.is_sample()) {
             reading.gone |= !reading.is_buffered() && !by_heart.contains(&reading.place());
         }
+    }
+
+    /// The last three intervals say all that anybody asks, and so do the readings from the oldest sample on whose value
+    /// is known, and those in whose neighborhood a sample can still join.
+    pub fn forget_what_nobody_asks_for(&mut self, lateness: i64) {
+        let superfluous = self.intervals.len().saturating_sub(3);
+        self.intervals.drain(..superfluous);
+        let oldest_known = self.readings.iter().filter(|r| r.is_sample() && !r.gone).map(Accepted::place).min();
+        let Some(newest) = self.newest_t() else {
+            return;
+        };
+        let kept_from = newest - lateness - JOINED_WITHIN;
+        self.readings.retain(|r| r.t >= kept_from || oldest_known.is_some_and(|oldest| r.place() >= oldest));
     }
 
     /// `e` of section 5; none is infinite.

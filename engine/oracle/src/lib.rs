@@ -1,7 +1,8 @@
 //! The naive, independent evaluation, written from the semantics alone (sections 2 to 10).
 //!
-//! It shares no code with the engine. Nothing is incremental: every window is filtered out of the full list of accepted
-//! readings, every timer is searched for among all. Slow on purpose.
+//! It shares no code with the engine. Nothing is incremental: every window is filtered out of the list of accepted
+//! readings, every timer is derived anew each time somebody looks. Only what nothing can ask for any more is forgotten,
+//! and only who can have a timer due is looked at, so that a log of millions of readings can be evaluated too.
 //!
 //! Reading order: [`World::apply`] here, with clocks and timers; `readings` (a record), `evaluation` (rules over a
 //! key), `control` (what is no reading); `condition` and `rule` walk the text of a rule; `series` and `episode` are
@@ -15,15 +16,18 @@ mod exact;
 mod readings;
 mod rule;
 mod series;
+mod timers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use wardbell_schemas::catalogue::Catalogue;
 use wardbell_schemas::reading::{Change, Comparator};
 
 use episode::{Ended, Episode, Reads, Run, Stamp, State, Track, TrackId};
 use rule::{PRIORITIES, Priority, Rule};
 use series::{Series, SeriesId};
+use timers::{Timers, Watched};
 
 const SECOND: i64 = 1_000_000;
 const EPOCH_END: i64 = 978_307_200 * SECOND; // 2001-01-01
@@ -36,14 +40,33 @@ const CLOCK: &str = "technical/clock";
 const FEED: &str = "technical/feed";
 const OVERRUN: &str = "technical/overrun";
 
+/// What the catalogue says of one signal.
 pub struct Signal {
     pub id: String,
+    /// Counts of its resolution in one unit.
     pub per_unit: i64,
     pub typical_interval_us: i64,
+    /// 0: no expectation.
     pub stale_after_us: i64,
+    /// Names of the states, for a category.
     pub categories: Vec<String>,
 }
 
+impl Signal {
+    /// All signals of a catalogue, in its order.
+    pub fn all_of(catalogue: &Catalogue) -> Vec<Self> {
+        let known = catalogue.signals().iter().map(|signal| Self {
+            id: signal.id.clone(),
+            per_unit: signal.per_unit,
+            typical_interval_us: signal.typical_interval_us,
+            stale_after_us: signal.stale_after_us,
+            categories: signal.states.clone(),
+        });
+        known.collect()
+    }
+}
+
+/// One normalized reading.
 #[derive(Clone)]
 pub struct Reading {
     pub patient: String,
@@ -59,6 +82,7 @@ pub struct Reading {
     pub change: Change,
 }
 
+/// One source record: its readings, in its order.
 #[derive(Clone)]
 pub struct Record {
     /// `topic/partition`.
@@ -67,6 +91,7 @@ pub struct Record {
     pub readings: Vec<Reading>,
 }
 
+/// What a control record says.
 #[derive(Clone, Debug)]
 pub enum Control {
     Limit {
@@ -103,6 +128,7 @@ pub enum Control {
     },
 }
 
+/// What stands in a log, in its order.
 #[derive(Clone)]
 pub enum Item {
     Record(Record),
@@ -134,21 +160,26 @@ pub struct Set {
     pub connectors: Vec<Connector>,
 }
 
+/// Limits and attributes of one patient, by name.
 #[derive(Clone, Default)]
 pub struct Patient {
     pub limits: BTreeMap<String, f64>,
     pub attributes: BTreeMap<String, f64>,
 }
 
+/// One change of an episode, as far as this evaluation says it: everything but words and evidence.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub struct Transition {
     pub at_us: i64,
+    /// `raised`, `cleared` ...
     pub what: String,
     pub priority: String,
     pub rule: String,
     pub patient: String,
     pub key: String,
+    /// Start of the episode, as in its id.
     pub start_us: i64,
+    /// 0, 1, 2 ... within the episode.
     pub number: u32,
 }
 
@@ -167,6 +198,17 @@ enum Due {
     Stale(SeriesId),
     Forget(SeriesId),
     Hold(TrackId, Priority, i64),
+}
+
+impl Due {
+    /// Its place among those of one time.
+    fn track(&self) -> TrackId {
+        match self {
+            Due::Stale(id) => id.track(STALE),
+            Due::Forget(id) => id.track(""),
+            Due::Hold(id, ..) => id.clone(),
+        }
+    }
 }
 
 /// Everything that is known after some items.
@@ -193,12 +235,17 @@ pub struct World<'a> {
     told: BTreeMap<(String, String), Stamp>,
     /// The clock at the last jump of an open `technical/feed`.
     feeds: BTreeMap<String, i64>,
+    timers: Timers,
     order: u64,
     out: Vec<Transition>,
     outcomes: BTreeMap<&'static str, u64>,
 }
 
 impl<'a> World<'a> {
+    /// Nothing was read yet; `set` is in force, and of `patients` limits and attributes are known.
+    ///
+    /// # Panics
+    /// If a rule of the set is none: what was not checked is not evaluated.
     pub fn new(record_clock: bool, signals: &'a [Signal], set: &Set, patients: BTreeMap<String, Patient>) -> Self {
         let mut world = Self {
             record_clock,
@@ -216,6 +263,7 @@ impl<'a> World<'a> {
             states: BTreeMap::new(),
             told: BTreeMap::new(),
             feeds: BTreeMap::new(),
+            timers: Timers::default(),
             order: 0,
             out: Vec::new(),
             outcomes: BTreeMap::new(),
@@ -225,15 +273,22 @@ impl<'a> World<'a> {
     }
 
     /// Applies what stands next in the log.
+    ///
+    /// # Panics
+    /// If it names a signal that the catalogue does not have, or a set with a rule that is none.
     pub fn apply(&mut self, item: &Item) {
         match item {
             Item::Record(record) => self.record(record),
             Item::Tick { source, time_us } => self.tick(source, *time_us),
             Item::Control { id, control } => self.control(id, control),
-            Item::Activate { number, set } => self.activate(*number, set),
+            Item::Activate { number, set } => {
+                self.activate(*number, set);
+                self.watch_all();
+            }
         }
     }
 
+    /// All transitions so far, in their order.
     pub fn transitions(&self) -> &[Transition] {
         &self.out
     }
@@ -249,6 +304,12 @@ impl<'a> World<'a> {
 
     fn signal(&self, id: &str) -> &'a Signal {
         self.signals.get(id).expect("a signal of the catalogue")
+    }
+
+    /// The patient's series, by device, signal and method.
+    fn of_patient<'s>(&'s self, patient: &'s str) -> impl Iterator<Item = (&'s SeriesId, &'s Series)> {
+        let first = SeriesId::first_of(patient);
+        self.series.range(first..).take_while(move |(id, _)| id.patient == patient)
     }
 
     fn the_series(&mut self, id: &SeriesId) -> &mut Series {
@@ -320,6 +381,7 @@ impl<'a> World<'a> {
         let at = at.max(episode.last_at);
         self.emit(id, &mut episode, at, what);
         self.tracks.entry(id.clone()).or_default().open = Some(episode);
+        self.watch_track(id);
     }
 
     fn end(&mut self, id: &TrackId, at: i64, what: &str, clock: Stamp) {
@@ -331,6 +393,7 @@ impl<'a> World<'a> {
         let cools_down = what == "cleared" || what == "reset";
         let ended = Ended { start: episode.start, at, clock, highest: episode.highest, cools_down };
         self.tracks.entry(id.clone()).or_default().ended = Some(ended);
+        self.watch_track(id);
     }
 
     // -- source clocks -------------------------------------------------------------------------------------------
@@ -411,6 +474,7 @@ impl<'a> World<'a> {
                 stamp.us += by;
             }
         }
+        self.watch_all();
     }
 
     // -- timers --------------------------------------------------------------------------------------------------
@@ -432,57 +496,133 @@ impl<'a> World<'a> {
         }
     }
 
-    fn earliest(&self, source: &str, now: i64) -> Option<(i64, Due)> {
-        let mut all: Vec<((i64, TrackId), Due)> = Vec::new();
-        for (id, series) in self.series.iter().filter(|(_, series)| series.source == source) {
-            let signal = self.signal(&id.signal);
-            if let Some(deadline) = series.deadline {
-                all.push(((deadline + 1, id.track(STALE)), Due::Stale(id.clone())));
-            }
-            if signal.stale_after_us != 0 {
-                let due = series.heard + WEEK.max(signal.stale_after_us);
-                all.push(((due, id.track("")), Due::Forget(id.clone())));
-            }
-        }
-        // Only a run can complete a hold.
-        for (id, _) in self.states.iter().filter(|(_, state)| state.runs.iter().any(Option::is_some)) {
-            let reads = self.reads(id);
-            let clocks: Vec<(String, i64)> = self.clocks_of(id, &reads, Some((source, now)));
-            if !clocks.iter().any(|(name, _)| name == source) {
-                continue;
-            }
-            let clock = clocks.iter().map(|(_, us)| *us).min().unwrap_or(now);
-            for (due, at, priority) in self.holds(id, &reads) {
-                if due <= clock {
-                    all.push(((due, id.clone()), Due::Hold(id.clone(), priority, at)));
-                }
-            }
-        }
+    fn earliest(&mut self, source: &str, now: i64) -> Option<(i64, Due)> {
         let priority = |due: &Due| match due {
             Due::Hold(_, priority, _) => std::cmp::Reverse(Some(*priority)),
             _ => std::cmp::Reverse(None),
         };
-        let due = all.into_iter().filter(|((due, _), _)| *due <= now);
-        due.min_by(|a, b| a.0.cmp(&b.0).then_with(|| priority(&a.1).cmp(&priority(&b.1)))).map(|((at, _), d)| (at, d))
+        let mut earliest: Option<((i64, TrackId), Due)> = None;
+        let mut looked_at: Vec<(Watched, Option<i64>)> = Vec::new();
+        for (from, watched) in self.timers.until(source, now) {
+            if earliest.as_ref().is_some_and(|((due, _), _)| *due < from) {
+                break;
+            }
+            let timers = match watched {
+                Watched::Series(id) => self.timers_of_series(id, source),
+                Watched::Track(id) => self.timers_of_track(id, source, now),
+            };
+            looked_at.push((watched.clone(), timers.iter().map(|(due, _)| *due).min()));
+            for (due, timer) in timers {
+                let Some(timer) = timer.filter(|_| due <= now) else { continue };
+                let place = (due, timer.track());
+                let comes_first = earliest.as_ref().is_none_or(|(before, other)| {
+                    place.cmp(before).then_with(|| priority(&timer).cmp(&priority(other))).is_lt()
+                });
+                if comes_first {
+                    earliest = Some((place, timer));
+                }
+            }
+        }
+        for (watched, first) in looked_at {
+            self.timers.forget(source, &watched);
+            if let Some(first) = first {
+                self.timers.watch(source, first, &watched);
+            }
+        }
+        earliest.map(|((due, _), timer)| (due, timer))
+    }
+
+    /// Silence and forgetting, if the series is on this clock.
+    fn timers_of_series(&self, id: &SeriesId, source: &str) -> Vec<(i64, Option<Due>)> {
+        let Some(series) = self.series.get(id).filter(|series| series.source == source) else {
+            return Vec::new();
+        };
+        let signal = self.signal(&id.signal);
+        let stale = series.deadline.map(|deadline| (deadline + 1, Some(Due::Stale(id.clone()))));
+        let forget = series.heard + WEEK.max(signal.stale_after_us);
+        let forget = (signal.stale_after_us != 0).then(|| (forget, Some(Due::Forget(id.clone()))));
+        stale.into_iter().chain(forget).collect()
+    }
+
+    /// Holds of a key that reads this clock, which stands at `now`; without what is due where it waits for another clock
+    /// or for a reading.
+    fn timers_of_track(&self, id: &TrackId, source: &str, now: i64) -> Vec<(i64, Option<Due>)> {
+        // Only a run can complete a hold.
+        if self.states.get(id).is_none_or(|state| state.runs.iter().all(Option::is_none)) {
+            return Vec::new();
+        }
+        let reads = self.reads(id);
+        let clocks = self.clocks_of(id, &reads, Some((source, now)));
+        if !clocks.iter().any(|(name, _)| name == source) {
+            return Vec::new();
+        }
+        let clock = clocks.iter().map(|(_, us)| *us).min().unwrap_or(now);
+        let gap = reads.gap;
+        let timer = |(due, at, priority, newest): (i64, i64, Priority, i64)| {
+            let fires = due <= clock && gap.is_none_or(|gap| at - newest <= gap);
+            (due, fires.then(|| Due::Hold(id.clone(), priority, at)))
+        };
+        self.pending(id).into_iter().map(timer).collect()
+    }
+
+    fn watch_series(&mut self, id: &SeriesId) {
+        let Some(source) = self.series.get(id).map(|series| series.source.clone()) else {
+            return;
+        };
+        let timers = self.timers_of_series(id, &source);
+        if let Some(first) = timers.iter().map(|(due, _)| *due).min() {
+            self.timers.watch(&source, first, &Watched::Series(id.clone()));
+        }
+    }
+
+    /// On every clock that the key reads.
+    fn watch_track(&mut self, id: &TrackId) {
+        // A rule that was removed has no timers, also while its episodes are being ended.
+        if !self.states.contains_key(id) || self.rules.iter().all(|rule| rule.id != id.rule) {
+            return;
+        }
+        if let Some(first) = self.pending(id).into_iter().map(|(due, ..)| due).min() {
+            for (source, _) in self.clocks_of(id, &self.reads(id), None) {
+                self.timers.watch(&source, first, &Watched::Track(id.clone()));
+            }
+        }
+    }
+
+    /// What a patient's keys read has changed, or the clock of a series.
+    fn watch_tracks_of(&mut self, patient: &str) {
+        let ids: Vec<TrackId> = self.states.keys().filter(|id| id.patient == patient).cloned().collect();
+        ids.iter().for_each(|id| self.watch_track(id));
+    }
+
+    fn watch_all(&mut self) {
+        let (series, tracks): (Vec<SeriesId>, Vec<TrackId>) =
+            (self.series.keys().cloned().collect(), self.states.keys().cloned().collect());
+        series.iter().for_each(|id| self.watch_series(id));
+        tracks.iter().for_each(|id| self.watch_track(id));
     }
 
     /// Raises and escalations that only wait for the key's clock: (due on the clock, `T`, priority).
     fn holds(&self, id: &TrackId, reads: &Reads) -> Vec<(i64, i64, Priority)> {
+        let in_reach = |at: i64, newest: i64| reads.gap.is_none_or(|gap| at - newest <= gap);
+        let pending = self.pending(id).into_iter();
+        pending.filter(|(_, at, _, newest)| in_reach(*at, *newest)).map(|(due, at, p, _)| (due, at, p)).collect()
+    }
+
+    /// Runs that can lead to a raise or an escalation: (due on the clock, `T`, priority, newest evaluation).
+    fn pending(&self, id: &TrackId) -> Vec<(i64, i64, Priority, i64)> {
         let Some(state) = self.states.get(id) else {
             return Vec::new();
         };
-        let mut holds = Vec::new();
+        let mut pending = Vec::new();
         for (priority, run) in PRIORITIES.into_iter().zip(&state.runs) {
             let Some(run) = run else { continue };
             if self.active(id).is_some_and(|episode| priority <= episode.priority) {
                 continue;
             }
             let (at, clock) = self.due(id, priority, run);
-            if reads.gap.is_none_or(|gap| at - run.newest <= gap) {
-                holds.push((clock, at, priority));
-            }
+            pending.push((clock, at, priority, run.newest));
         }
-        holds
+        pending
     }
 
     /// When a raise with this priority is due: its `T`, and the clock that a timer waits for.
@@ -530,18 +670,16 @@ impl<'a> World<'a> {
             let place = (id.patient.clone(), id.signal.clone());
             if self.primary.get(&place) == Some(id) {
                 self.primary.remove(&place);
-                let others =
-                    self.series.iter().filter(|(other, _)| other.patient == id.patient && other.signal == id.signal);
-                let first = others.filter_map(|(other, series)| Some((series.first_sample?, other))).min();
+                let others = self.of_patient(&id.patient).filter(|(other, _)| other.signal == id.signal);
+                let first = others.filter_map(|(other, series)| Some((series.first_sample?, other.clone()))).min();
                 if let Some((_, first)) = first {
-                    self.primary.insert(place, first.clone());
+                    self.primary.insert(place, first);
                 }
             }
         }
         if let Some(patient) = forgotten.first().map(|id| &id.patient) {
             let has_none_left = |track: &&TrackId| {
-                let left =
-                    |rule: &Rule| self.series.keys().any(|s| s.patient == *patient && rule.signals.contains(&s.signal));
+                let left = |rule: &Rule| self.of_patient(patient).any(|(s, _)| rule.signals.contains(&s.signal));
                 let rule = self.rules.iter().find(|rule| rule.id == track.rule);
                 track.patient == *patient && track.key == "-" && rule.is_some_and(|rule| !left(rule))
             };
@@ -561,6 +699,9 @@ impl<'a> World<'a> {
                 self.tracks.remove(&track);
             }
             self.states.remove(&track);
+        }
+        if let Some(patient) = forgotten.first().map(|id| id.patient.clone()) {
+            self.watch_tracks_of(&patient);
         }
     }
 }

@@ -1,0 +1,169 @@
+//! Taking partitions over: fence, read what is committed, restore.
+//!
+//! The order is what keeps alerts single: a new owner first takes over the partition's transactional id, which ends what
+//! the owner before left open and refuses whatever it still sends. Only then is the committed offset final, and with it the
+//! checkpoint that its metadata names. All partitions of an assignment are asked for together.
+
+use wardbell_connectors::log::{Committed, LogError, Remedy, TopicPartition, Transactional};
+use wardbell_connectors::runtime::{self, fault};
+use wardbell_core::partition::Partition;
+use wardbell_rules::RuleSet;
+use wardbell_schemas::catalogue::Catalogue;
+
+use super::super::Shared;
+use super::super::control::Numbered;
+use super::{Common, group, transactional_id};
+use crate::checkpoints::Mark;
+
+/// A partition that is fenced and restored, before its replay.
+pub(super) struct Prepared {
+    pub producer: Box<dyn Transactional>,
+    pub partition: Partition,
+    /// The set in force; none before the first activation of the log.
+    pub set: Option<Numbered>,
+    /// First canonical offset to read.
+    pub begin: i64,
+    /// Up to here everything is decided and committed.
+    pub committed: i64,
+    /// What was committed beside it; none at a first start.
+    pub mark: Option<Mark>,
+}
+
+/// Takes partitions over; each fails by itself.
+pub(super) fn prepare(
+    shared: &Shared,
+    common: &Common,
+    partitions: Vec<TopicPartition>,
+) -> Vec<(TopicPartition, Result<Prepared, LogError>)> {
+    // Looked at before whoever worked here is fenced: only to show what that would cost.
+    let early = fault::is_removed("fence first").then(|| committed(shared, &partitions));
+    if early.is_some() {
+        runtime::sleep(std::time::Duration::from_millis(500));
+    }
+    let fenced = fence(shared, &partitions);
+    let committed = early.unwrap_or_else(|| committed(shared, &partitions));
+    let committed = match committed {
+        Ok(committed) => committed,
+        Err(error) => {
+            let same =
+                |partition| (partition, Err(LogError::new(error.remedy, error.step.clone(), error.what.clone())));
+            return partitions.into_iter().map(same).collect();
+        }
+    };
+    let works = partitions.iter().zip(fenced).zip(committed).map(|((partition, producer), committed)| {
+        let (shared, common, partition) = (shared.clone(), common.clone(), partition.clone());
+        let work = move || restore(&shared, &common, &partition, producer?, committed);
+        Box::new(work) as Box<dyn FnOnce() -> Result<Prepared, LogError> + Send>
+    });
+    let restored = runtime::side_by_side("restore", works.collect());
+    let restored = restored.into_iter().map(|restored| restored.unwrap_or_else(|_| Err(broken())));
+    partitions.into_iter().zip(restored).collect()
+}
+
+fn broken() -> LogError {
+    LogError::new(Remedy::Restart, "taking over a partition", "a thread ended unexpectedly")
+}
+
+fn fence(shared: &Shared, partitions: &[TopicPartition]) -> Vec<Result<Box<dyn Transactional>, LogError>> {
+    let works = partitions.iter().map(|partition| {
+        let log = shared.log.clone();
+        let id = transactional_id(&shared.group, &partition.topic, partition.partition);
+        let target = TopicPartition::new(&shared.topics.alerts, partition.partition);
+        let work = move || {
+            let mut producer = log.transactional(&id)?;
+            producer.warm_up(&target)?;
+            Ok(producer)
+        };
+        Box::new(work) as Box<dyn FnOnce() -> Result<Box<dyn Transactional>, LogError> + Send>
+    });
+    let fenced = runtime::side_by_side("fence", works.collect());
+    fenced.into_iter().map(|producer| producer.unwrap_or_else(|_| Err(broken()))).collect()
+}
+
+fn committed(shared: &Shared, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+    shared.log.committed_with_metadata(&group(&shared.group), partitions)
+}
+
+fn restore(
+    shared: &Shared,
+    common: &Common,
+    at: &TopicPartition,
+    producer: Box<dyn Transactional>,
+    committed: Option<Committed>,
+) -> Result<Prepared, LogError> {
+    fault::reach("restore.before");
+    let number = at.partition;
+    let refuse = |what: String| LogError::new(Remedy::Refuse, format!("restoring {}/{number}", at.topic), what);
+    let remedy = format!("`wardbell recover --partition {number}` is the remedy");
+    let (first, end) = shared.log.offsets(&at.topic, number)?;
+    let mark = match &committed {
+        Some(committed) => Mark::parse(&committed.metadata).map_err(|what| {
+            refuse(format!("what stands beside the committed offset cannot be read: {what}; {remedy}"))
+        })?,
+        None if !common.state_topic.is_empty(number)? => {
+            return Err(refuse(format!("checkpoints are there, but no committed offset; {remedy}")));
+        }
+        None => None,
+    };
+    let committed = committed.map_or(first, |committed| committed.next_offset);
+    if committed > end {
+        let what =
+            format!("offset {committed} is committed, but the canonical log ends at {end}: it was made anew; {remedy}");
+        return Err(refuse(what));
+    }
+    let named = mark.and_then(|mark| mark.checkpoint);
+    let newest =
+        || -> Result<Option<i64>, LogError> { Ok(common.state_topic.complete(number)?.last().map(|(at, _)| *at)) };
+    // Any checkpoint instead of the one that the committed offset names: only to show what that would cost.
+    let named = if fault::is_removed("checkpoint named by the offset") { newest()? } else { named };
+    let (partition, set, begin) = match named {
+        Some(checkpoint) => from_checkpoint(shared, common, at, checkpoint)?,
+        None => {
+            // Site and clock are those of every published set; everything else comes into force with one.
+            let settings = shared.sets.newest().set.settings.clone();
+            let begin = if mark.is_none() && committed == first { committed } else { 0 };
+            (Partition::new(settings, &RuleSet::new(Vec::new()), Catalogue::builtin()), None, begin)
+        }
+    };
+    if begin < first {
+        let what = format!(
+            "the log has to be read from offset {begin}, but retention has deleted everything before {first}; {remedy}"
+        );
+        return Err(refuse(what));
+    }
+    fault::reach("restore.after");
+    Ok(Prepared { producer, partition, set, begin, committed, mark })
+}
+
+fn from_checkpoint(
+    shared: &Shared,
+    common: &Common,
+    at: &TopicPartition,
+    checkpoint: i64,
+) -> Result<(Partition, Option<Numbered>, i64), LogError> {
+    let number = at.partition;
+    let give_up = || shared.stopping();
+    let stored = common.state_topic.read(number, checkpoint, &mut |_| {}, &give_up)?;
+    let unreadable = |what: &dyn std::fmt::Display| {
+        let what =
+            format!("its checkpoint cannot be read: {what}; `wardbell recover --partition {number}` is the remedy");
+        LogError::new(Remedy::Refuse, format!("restoring {}/{number}", at.topic), what)
+    };
+    let head = Partition::head(&stored.slices).map_err(|error| unreadable(&error))?;
+    let newest = shared.sets.newest();
+    if head.site != newest.set.settings.site || head.record_clock != newest.set.settings.record_clock {
+        return Err(unreadable(&"it is of another site or clock"));
+    }
+    let set = match &head.in_force {
+        Some((number, hash)) => Some(Numbered { number: *number, set: shared.sets.get(*number, hash, &give_up)? }),
+        None => None,
+    };
+    let empty = RuleSet::new(Vec::new());
+    let (settings, rules) = match &set {
+        Some(Numbered { set, .. }) => (set.settings.clone(), &set.rules),
+        None => (newest.set.settings.clone(), &empty),
+    };
+    let partition = Partition::restore_checkpoint(settings, rules, Catalogue::builtin(), &stored.slices)
+        .map_err(|error| unreadable(&error))?;
+    Ok((partition, set, stored.next_offset))
+}
