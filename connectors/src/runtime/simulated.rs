@@ -21,7 +21,7 @@ pub const WORLD: u32 = 0;
 /// Time at which a simulation begins.
 const BEGIN: Duration = Duration::from_secs(86_400);
 /// Loops that look around now and then do so this often at most.
-pub(super) const SHORTEST_IDLE: Duration = Duration::from_millis(500);
+pub(super) const SHORTEST_IDLE: Duration = Duration::from_secs(2);
 
 /// What threads wait for.
 #[derive(Debug)]
@@ -69,7 +69,6 @@ struct State {
     removed: Option<&'static str>,
     panics: Vec<String>,
     switches: u64,
-    pub turns: BTreeMap<String,u64>,
 }
 
 struct ThreadState {
@@ -256,10 +255,9 @@ impl Shared {
             state.running = next;
             if next != slot {
                 state.switches += 1;
-                let name = format!("{} {}", state.threads[next].name, matches!(status, Status::Waiting{key: None, ..}));
-                *state.turns.entry(name).or_default() += 1;
-                state.resume(next);
+                let system = state.threads[next].system.clone();
                 drop(state);
+                resume(system);
                 self.await_turn(slot);
                 return;
             }
@@ -302,7 +300,16 @@ impl Shared {
         let next = state.choose(self);
         state.running = next;
         state.switches += 1;
-        state.resume(next);
+        let system = state.threads[next].system.clone();
+        drop(state);
+        resume(system);
+    }
+}
+
+/// Wakes the thread that has the turn now; without the lock, which it takes first.
+fn resume(system: Option<SystemThread>) {
+    if let Some(system) = system {
+        system.unpark();
     }
 }
 
@@ -312,12 +319,6 @@ impl State {
             if matches!(thread.status, Status::Waiting { key: Some(key), .. } if key == woken) {
                 thread.status = Status::Ready;
             }
-        }
-    }
-
-    fn resume(&self, slot: usize) {
-        if let Some(system) = &self.threads[slot].system {
-            system.unpark();
         }
     }
 
@@ -400,7 +401,6 @@ impl World {
             removed: None,
             panics: Vec::new(),
             switches: 0,
-            turns: BTreeMap::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), now_ns: AtomicU64::new(BEGIN.as_nanos() as u64) });
         let world = World { shared: shared.clone() };
@@ -413,7 +413,7 @@ impl World {
         });
         let root = shared.spawn(WORLD, "simulation".to_owned(), work).expect("a thread for the simulation");
         // The root has the first turn.
-        shared.lock().resume(root.slot);
+        resume(shared.lock().threads[root.slot].system.clone());
         loop {
             let done = shared.lock().threads.iter().all(|thread| thread.status == Status::Done);
             if done {
@@ -506,7 +506,6 @@ impl World {
 
     /// Times the turn went from one thread to another.
     pub fn switches(&self) -> u64 {
-        for (n,t) in &self.shared.lock().turns { if *t>1000 { eprintln!("TURNS {t} {n}"); } }
         self.shared.lock().switches
     }
 }

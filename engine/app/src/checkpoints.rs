@@ -648,7 +648,7 @@ impl Writing {
             if self.sent.is_empty() {
                 let queue = self.shared.lock();
                 if queue.jobs.is_empty() {
-                    drop(self.shared.changed.wait(&self.shared.queue, queue, IDLE));
+                    drop(self.shared.changed.wait(&self.shared.queue, queue, runtime::idle(IDLE)));
                 }
             } else {
                 self.learn(ACKNOWLEDGED);

@@ -849,7 +849,7 @@ fn a_damaged_checkpoint_is_refused() {
         feeder.feed(index);
     }
     let whole = written(&mut feeder.partition).concat();
-    assert!(feeder.read_back(&[whole.clone()]).is_ok());
+    assert!(feeder.read_back(std::slice::from_ref(&whole)).is_ok());
     let refused = |bytes: Vec<u8>, what: &str| {
         let slices = [bytes];
         assert!(Partition::head(&slices).is_err() && feeder.read_back(&slices).is_err(), "{what} is not noticed");

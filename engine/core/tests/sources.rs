@@ -10,7 +10,8 @@ use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBa
 use wardbell_schemas::{Micros, SECOND};
 
 fn partition() -> Partition {
-    Partition::new(Settings::new("ward"), &RuleSet::new(Vec::new()), Catalogue::builtin())
+    let settings = Settings { epoch_check: false, ..Settings::new("ward") };
+    Partition::new(settings, &RuleSet::new(Vec::new()), Catalogue::builtin())
 }
 
 /// A source record of one reading, appended by the broker and then to the canonical log.

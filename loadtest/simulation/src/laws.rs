@@ -45,6 +45,8 @@ pub struct Run {
     pub control: Vec<Record>,
     /// What each sink was given, by its name, in the order in which it acknowledged it.
     pub sinks: BTreeMap<String, Vec<Delivered>>,
+    /// Alerts that were appended later need not have reached every sink when the run was stopped.
+    pub told_until_us: Option<Micros>,
     /// The broker's clock was set back in this run: append times do not tell what came first.
     pub clock_set_back: bool,
 }
@@ -543,11 +545,14 @@ fn sinks(facts: &Facts<'_>) -> Vec<String> {
                 Some(_) => {}
             }
         }
-        for alerts in &facts.alerts {
+        for (alerts, records) in facts.alerts.iter().zip(&facts.run.alerts) {
+            let is_late = |record: &Record| facts.run.told_until_us.is_some_and(|until| record.time_us > until);
+            let late: BTreeSet<&[u8]> =
+                records.iter().filter(|record| is_late(record)).filter_map(|record| record.header("id")).collect();
             let mut of_patient: BTreeMap<&str, usize> = BTreeMap::new();
             for alert in alerts.iter().filter(|alert| !alert.is_canary()) {
                 let Some(place) = first.get(alert.id.as_str()) else {
-                    if !withheld.contains(alert.id.as_str()) {
+                    if !withheld.contains(alert.id.as_str()) && !late.contains(alert.id.as_bytes()) {
                         what.push(format!("{sink}: {} was never told", Said::of(&alert.data.content)));
                     }
                     continue;

@@ -16,6 +16,10 @@ mod sinks;
 use safeguards::SAFEGUARDS;
 use simulation::{Outcome, simulate};
 
+/// As in the binary; a run allocates a lot.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds of an ordinary run of the tests.
 const SEEDS: u64 = 1_000;
 /// Each fault point is reached at least so often in them.

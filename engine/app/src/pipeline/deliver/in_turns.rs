@@ -11,7 +11,7 @@ use super::backlog::{Turn, Work};
 use super::{Desk, attempt};
 
 /// Longest rest of a lane that has nothing to do.
-const REST: Duration = Duration::from_millis(250);
+const REST: Duration = Duration::from_secs(1);
 
 /// As `lane`, for sinks whose futures are ready at once or wait by [`runtime::sleep`].
 pub(super) fn lane(desk: Arc<Desk>, mut sink: Box<dyn Sink>) {
