@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread as SystemThread;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ impl std::fmt::Debug for World {
 
 struct Shared {
     state: Mutex<State>,
+    /// All threads have ended.
+    over: Condvar,
     now_ns: AtomicU64,
 }
 
@@ -294,7 +296,8 @@ impl Shared {
         thread.finished.store(true, Ordering::SeqCst);
         let joined = thread.joined;
         state.wake(joined);
-        if state.threads.iter().all(|thread| thread.status == Status::Done) {
+        if state.is_over() {
+            self.over.notify_all();
             return;
         }
         let next = state.choose(self);
@@ -314,6 +317,10 @@ fn resume(system: Option<SystemThread>) {
 }
 
 impl State {
+    fn is_over(&self) -> bool {
+        self.threads.iter().all(|thread| thread.status == Status::Done)
+    }
+
     fn wake(&mut self, woken: u64) {
         for thread in &mut self.threads {
             if matches!(thread.status, Status::Waiting { key: Some(key), .. } if key == woken) {
@@ -402,28 +409,29 @@ impl World {
             panics: Vec::new(),
             switches: 0,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), now_ns: AtomicU64::new(BEGIN.as_nanos() as u64) });
-        let world = World { shared: shared.clone() };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            over: Condvar::new(),
+            now_ns: AtomicU64::new(BEGIN.as_nanos() as u64),
+        });
         let result = Arc::new(Mutex::new(None));
-        let (place, own) = (result.clone(), world.clone());
+        let (place, own) = (result.clone(), World { shared: shared.clone() });
         let work = Box::new(move || {
-            let given = root(own.clone());
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(given);
+            let given = catch_unwind(AssertUnwindSafe(|| root(own.clone())));
             own.end_all();
+            match given {
+                Ok(given) => *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(given),
+                Err(payload) => resume_unwind(payload),
+            }
         });
         let root = shared.spawn(WORLD, "simulation".to_owned(), work).expect("a thread for the simulation");
         // The root has the first turn.
         resume(shared.lock().threads[root.slot].system.clone());
-        loop {
-            let done = shared.lock().threads.iter().all(|thread| thread.status == Status::Done);
-            if done {
-                break;
-            }
-            if root.is_finished() && root.panicked.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-                world.end_all();
-            }
-            std::thread::sleep(Duration::from_micros(200));
+        let mut state = shared.lock();
+        while !state.is_over() {
+            state = shared.over.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(state);
         let given = result.lock().unwrap_or_else(PoisonError::into_inner).take();
         given.ok_or_else(|| {
             let panicked = root.panicked.lock().unwrap_or_else(PoisonError::into_inner).take();

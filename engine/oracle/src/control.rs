@@ -8,7 +8,7 @@ use super::condition::View;
 use super::episode::{Stamp, TrackId};
 use super::rule::{Priority, Rule};
 use super::series::SeriesId;
-use super::{Control, Set, World, answered};
+use super::{Control, FEED, Set, World, answered};
 
 impl World<'_> {
     pub(super) fn control(&mut self, id: &str, control: &Control) {
@@ -38,6 +38,17 @@ impl World<'_> {
             Control::Condition { rule, key, priority, holds, at_us } => {
                 let track = TrackId { patient: "-".to_string(), key: key.clone(), rule: rule.clone() };
                 let priority = Priority::parse(priority).expect("a priority");
+                if rule == FEED {
+                    // Records of a source are lost: its own alert, at its own clock, and a tick ends it.
+                    if *holds && !self.record_clock {
+                        let at_us = self.clocks.get(key).copied().unwrap_or(*at_us);
+                        self.feeds.insert(key.clone(), at_us);
+                        if self.open(&track).is_none() {
+                            self.begin(&track, at_us, priority, at_us);
+                        }
+                    }
+                    return;
+                }
                 match holds {
                     true if self.open(&track).is_none() => self.begin(&track, *at_us, priority, *at_us),
                     true => {}

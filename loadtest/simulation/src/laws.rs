@@ -549,7 +549,12 @@ fn sinks(facts: &Facts<'_>) -> Vec<String> {
             let is_late = |record: &Record| facts.run.told_until_us.is_some_and(|until| record.time_us > until);
             let late: BTreeSet<&[u8]> =
                 records.iter().filter(|record| is_late(record)).filter_map(|record| record.header("id")).collect();
-            let mut of_patient: BTreeMap<&str, usize> = BTreeMap::new();
+            // What is about no patient has no order but that of each thing.
+            let whose = |content: &'_ Content| match content.patient.as_str() {
+                "-" => content.key.clone(),
+                patient => patient.to_owned(),
+            };
+            let mut of_patient: BTreeMap<String, usize> = BTreeMap::new();
             for alert in alerts.iter().filter(|alert| !alert.is_canary()) {
                 let Some(place) = first.get(alert.id.as_str()) else {
                     if !withheld.contains(alert.id.as_str()) && !late.contains(alert.id.as_bytes()) {
@@ -557,9 +562,14 @@ fn sinks(facts: &Facts<'_>) -> Vec<String> {
                     }
                     continue;
                 };
-                let before = of_patient.entry(&alert.data.content.patient).or_insert(*place);
+                let before = of_patient.entry(whose(&alert.data.content)).or_insert(*place);
                 if *before > *place {
-                    what.push(format!("{sink}: {} was told too early", Said::of(&alert.data.content)));
+                    let (earlier, said) = (&deliveries[*before], Said::of(&alert.data.content));
+                    let by = (deliveries[*place].instance, earlier.instance);
+                    what.push(format!(
+                        "{sink}: {said} was told by instance {} before instance {} told {}",
+                        by.0, by.1, earlier.id
+                    ));
                 }
                 *before = (*before).max(*place);
             }

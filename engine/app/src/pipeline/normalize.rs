@@ -45,6 +45,9 @@ const ROWS_MAX: usize = 2_000;
 const IN_FLIGHT_MAX: usize = 1_000;
 /// Offsets are committed this often at most.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
+/// Who stood still for so long after a tick claims nothing before the next one: somebody else may have gone on meanwhile,
+/// and an old claim would set source clocks back.
+const CLAIM_MAX: Duration = Duration::from_secs(5);
 /// A stop waits this long for what is in flight.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
 /// Labels and units that nothing explains are logged this often at most.
@@ -148,8 +151,12 @@ struct Ticks {
     acknowledged_us: Option<Micros>,
     /// Append time of the newest tick that is acknowledged everywhere.
     newest_us: Option<Micros>,
+    /// When that became known.
+    newest_at: Option<Instant>,
     /// End offsets asked after `newest_us`, not reached yet.
     claims: BTreeMap<TopicPartition, (i64, Micros)>,
+    /// Append time of the newest record read of each source partition: its clock stands there already.
+    read_us: BTreeMap<TopicPartition, Micros>,
     /// Largest record time read, where records carry their own.
     record_time_us: Option<Micros>,
     record_time_ticked: Option<Micros>,
@@ -313,6 +320,7 @@ impl<'a> Stand<'a> {
             self.reading.remove(partition);
             self.acknowledged.remove(partition);
             self.ticks.claims.remove(partition);
+            self.ticks.read_us.remove(partition);
         }
         self.member.stop(partitions)
     }
@@ -368,6 +376,9 @@ impl<'a> Stand<'a> {
                 None => turn.next_offsets.push((partition.clone(), next, record.append_us)),
             }
             self.reading.insert(partition.clone(), next);
+            if let Some(time) = record.append_us {
+                self.ticks.read_us.insert(partition.clone(), time);
+            }
             // Without the broker's append time there is nothing to measure from.
             if let Some(time) = record.append_us {
                 match turn.measured.last_mut() {
@@ -706,8 +717,18 @@ impl<'a> Stand<'a> {
             .map(|(partition, _)| partition.clone())
             .collect();
         let mut claims = Vec::new();
+        let stood_still = self.ticks.newest_at.is_some_and(|at| at.elapsed() > CLAIM_MAX);
         for partition in reached {
-            if let Some((end_offset, time_us)) = self.ticks.claims.remove(&partition) {
+            if let Some((end_offset, asked_us)) = self.ticks.claims.remove(&partition) {
+                if stood_still {
+                    continue;
+                }
+                // Older than the records that were read meanwhile, it would set the clock back.
+                let read = self.ticks.read_us.get(&partition).filter(|read_us| **read_us > asked_us);
+                let (end_offset, time_us) = match (read, self.reading.get(&partition)) {
+                    (Some(read_us), Some(next)) => (*next, *read_us),
+                    _ => (end_offset, asked_us),
+                };
                 claims.push(TickClaim { topic: partition.topic, partition: partition.partition, end_offset, time_us });
             }
         }
@@ -808,7 +829,8 @@ impl Ticks {
             (known, append) => known.or(append),
         };
         if self.under_way.is_empty() {
-            self.newest_us = self.newest_us.max(self.acknowledged_us.take());
+            // Not the largest: a broker's clock can be set back.
+            (self.newest_us, self.newest_at) = (self.acknowledged_us.take(), Some(Instant::now()));
         }
     }
 }

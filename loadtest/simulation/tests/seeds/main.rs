@@ -53,7 +53,8 @@ fn print(outcome: &Outcome) {
 fn over(seeds: impl Iterator<Item = u64>, removed: Option<&'static str>, each: impl FnMut(Outcome) + Send) {
     let seeds: Vec<u64> = seeds.collect();
     let (next, each) = (AtomicU64::new(0), Mutex::new(each));
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    // One more than processors: who hands its turn over leaves one idle for a moment.
+    let workers = std::thread::available_parallelism().map_or(2, usize::from) + 1;
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
