@@ -64,7 +64,7 @@ fault, and whether
   - `wardbell verify` finds a single changed byte in a copy of them.
 
 Settings of the job come from its defaults; the environment overrides them, as in
-WARDBELL__STATE__CHECKPOINT_EVERY=5s.
+WARDBELL__DECIDE__CHECKPOINT_EVERY=5s.
 
 Wants `cargo build --release`, and what kafka.sh wants. Everything it starts it
 ends, whatever happens.

@@ -148,6 +148,7 @@ fn run(canonical: Vec<Outgoing>) -> (Run, Vec<Content>) {
         alerts: vec![(0..).zip(&contents).map(|(offset, content)| alert(offset, content)).collect()],
         control,
         sinks: BTreeMap::from([("pager".to_owned(), contents.iter().map(|c| Delivered::new(1, c)).collect())]),
+        told_until_us: None,
         clock_set_back: false,
     };
     (run, contents)
