@@ -40,6 +40,8 @@ const EVENTS_TIMEOUT: Duration = Duration::from_millis(200);
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 /// A member that leaves has told the broker within this.
 const GOOD_BYE: Duration = Duration::from_millis(200);
+/// Records that took the common queue while a partition was split off arrive within this.
+const STRAYS_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
@@ -416,6 +418,7 @@ impl Log for KafkaLog {
             .set("group.id", "wardbell-reader")
             .set("enable.auto.commit", "false")
             .set("isolation.level", isolation(wanted))
+            .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "error");
         defaults(&mut config, &self.options, &[("fetch.wait.max.ms", "100")]);
         let step = format!("reading {}/{}", from.topic, from.partition);
@@ -431,6 +434,9 @@ impl Log for KafkaLog {
             from: from.clone(),
             next: next_offset,
             strays: Arc::default(),
+            ahead: VecDeque::new(),
+            began: Instant::now(),
+            is_at_end: false,
         }))
     }
 }
@@ -639,7 +645,7 @@ impl Refusal {
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         if self.closing.load(Ordering::SeqCst) {
-            answer(consumer, error == ResponseError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, list);
+            answer(consumer, error == ResponseError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, &partitions_of(list));
             return;
         }
         let partitions: Vec<TopicPartition> = partitions_of(list);
@@ -653,17 +659,26 @@ impl ConsumerContext for Context {
 }
 
 /// Takes or gives back partitions without anybody working on them.
-fn answer(consumer: &BaseConsumer<Context>, assign: bool, list: &TopicPartitionList) {
-    let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-    let answered = match (assign, cooperative) {
-        (true, true) => consumer.incremental_assign(list),
-        (true, false) => consumer.assign(list),
-        (false, true) => consumer.incremental_unassign(list),
-        (false, false) => consumer.unassign(),
+fn answer(consumer: &BaseConsumer<Context>, assign: bool, partitions: &[TopicPartition]) {
+    let list = list_of(partitions);
+    let answered = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative if assign => consumer.incremental_assign(&list),
+        _ if assign => consumer.assign(&list),
+        _ => give_back(consumer, partitions),
     };
     if let Err(error) = answered {
         tracing::debug!(error = %error, "answering a rebalance while closing");
     }
+}
+
+/// Gives back those of these partitions that were begun: the client refuses the whole list for one that was not. An empty
+/// list is an answer too.
+fn give_back(consumer: &BaseConsumer<Context>, partitions: &[TopicPartition]) -> Result<(), KafkaError> {
+    if !matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+        return consumer.unassign();
+    }
+    let begun = partitions_of(&consumer.assignment()?);
+    consumer.incremental_unassign(&list_of(partitions.iter().filter(|partition| begun.contains(partition))))
 }
 
 impl Context {
@@ -737,7 +752,18 @@ impl KafkaMember {
                 self.context.outage.heard(&error);
                 return Ok(false);
             }
-            Some(Err(error)) => return Err(classify("reading from the broker", &error)),
+            Some(Err(error)) => {
+                let step = "serving the group";
+                return Err(match self.consumer.client().fatal_error() {
+                    // Each time one of them joined again, it would throw the other out.
+                    Some((RDKafkaErrorCode::FencedInstanceId, _)) => LogError::new(
+                        Remedy::Refuse,
+                        step,
+                        "another process has joined under the same `instance` name; give each its own",
+                    ),
+                    _ => classify(step, &error),
+                });
+            }
         };
         let partition = TopicPartition::new(message.topic(), message.partition());
         let record = to_record(&message);
@@ -756,13 +782,9 @@ impl KafkaMember {
         committed.map_err(|error| classify("asking for committed offsets", &error))
     }
 
-    /// An event is answered by beginning or giving back its partitions.
-    fn answered<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
-        let partitions: Vec<&TopicPartition> = partitions.into_iter().collect();
-        self.unanswered.retain(|event| {
-            let (MemberEvent::Assigned(of) | MemberEvent::Revoked(of) | MemberEvent::Lost(of)) = event;
-            !of.iter().all(|partition| partitions.contains(&partition))
-        });
+    /// An assignment is answered by beginning with whatever of it, a revocation by giving back all of it.
+    fn answered(&mut self, answers: impl Fn(&MemberEvent) -> bool) {
+        self.unanswered.retain(|event| !answers(event));
     }
 
     fn assign(&self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
@@ -786,7 +808,7 @@ impl Drop for KafkaMember {
                 MemberEvent::Assigned(partitions) => (true, partitions),
                 MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => (false, partitions),
             };
-            answer(&self.consumer, assign, &list_of(partitions));
+            answer(&self.consumer, assign, partitions);
         }
     }
 }
@@ -802,14 +824,14 @@ impl Member for KafkaMember {
 
     fn start(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
         self.assign(positions)?;
-        self.answered(positions.iter().map(|(partition, _)| partition));
+        self.answered(|event| matches!(event, MemberEvent::Assigned(_)));
         Ok(())
     }
 
     fn start_split(&mut self, positions: &[(TopicPartition, i64)]) -> Result<Vec<Box<dyn PartitionReader>>, LogError> {
         self.split.extend(positions.iter().map(|(partition, _)| partition.clone()));
         self.assign(positions)?;
-        self.answered(positions.iter().map(|(partition, _)| partition));
+        self.answered(|event| matches!(event, MemberEvent::Assigned(_)));
         positions
             .iter()
             .map(|(from, next)| -> Result<Box<dyn PartitionReader>, LogError> {
@@ -823,6 +845,9 @@ impl Member for KafkaMember {
                     from: from.clone(),
                     next: *next,
                     strays: self.strays.clone(),
+                    ahead: VecDeque::new(),
+                    began: Instant::now(),
+                    is_at_end: false,
                 }))
             })
             .collect()
@@ -832,12 +857,11 @@ impl Member for KafkaMember {
         self.split.retain(|split| !partitions.contains(split));
         self.early.retain(|(partition, _)| !partitions.contains(partition));
         self.strays.lock().unwrap_or_else(PoisonError::into_inner).retain(|known, _| !partitions.contains(known));
-        let result = match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list_of(partitions)),
-            _ => self.consumer.unassign(),
-        };
-        result.map_err(|error| classify("giving partitions back", &error))?;
-        self.answered(partitions);
+        give_back(&self.consumer, partitions).map_err(|error| classify("giving partitions back", &error))?;
+        self.answered(|event| match event {
+            MemberEvent::Assigned(_) => false,
+            MemberEvent::Revoked(of) | MemberEvent::Lost(of) => of.iter().all(|of| partitions.contains(of)),
+        });
         Ok(())
     }
 
@@ -932,6 +956,10 @@ struct KafkaReader {
     from: TopicPartition,
     next: i64,
     strays: Strays,
+    /// Came through the own queue before strays that belong before them.
+    ahead: VecDeque<Record>,
+    began: Instant,
+    is_at_end: bool,
 }
 
 impl KafkaReader {
@@ -942,6 +970,7 @@ impl KafkaReader {
             return Err(LogError::new(Remedy::Restart, step, "records came out of order; reading again"));
         }
         self.next = record.offset + 1;
+        self.is_at_end = false;
         records.push(record);
         Ok(())
     }
@@ -964,6 +993,19 @@ impl PartitionReader for KafkaReader {
                 wait = Duration::ZERO;
                 continue;
             }
+            if let Some(first) = self.ahead.front() {
+                if first.offset > self.next && self.began.elapsed() < STRAYS_WITHIN {
+                    if records.is_empty() {
+                        std::thread::sleep(wait.min(Duration::from_millis(5)));
+                    }
+                    return Ok(());
+                }
+                if let Some(first) = self.ahead.pop_front() {
+                    self.take(first, records)?;
+                    wait = Duration::ZERO;
+                }
+                continue;
+            }
             let polled = match &self.queue {
                 Some(queue) => queue.poll(wait),
                 None => self.consumer.poll(wait),
@@ -971,6 +1013,10 @@ impl PartitionReader for KafkaReader {
             let record = match polled {
                 None => return Ok(()),
                 Some(Ok(message)) => to_record(&message),
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    self.is_at_end = true;
+                    return Ok(());
+                }
                 // The client reconnects by itself and goes on where it was; nothing was missed.
                 Some(Err(error)) if passes(&error) => return Ok(()),
                 Some(Err(error)) if self.queue.is_none() && is_about_a_group(&error) => return Ok(()),
@@ -979,10 +1025,19 @@ impl PartitionReader for KafkaReader {
                     return Err(classify(&step, &error));
                 }
             };
-            self.take(record, records)?;
             wait = Duration::ZERO;
+            if record.offset > self.next && self.queue.is_some() {
+                // What stands before may still be on its way through the common queue.
+                self.ahead.push_back(record);
+                continue;
+            }
+            self.take(record, records)?;
         }
         Ok(())
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.is_at_end
     }
 }
 

@@ -368,6 +368,12 @@ pub trait PartitionReader: Send {
     /// # Errors
     /// [`Remedy::Retry`] for what passes; [`Remedy::Restart`] if records may have been missed.
     fn read(&mut self, max: usize, wait: Duration, records: &mut Vec<Record>) -> Result<(), LogError>;
+
+    /// The last read came to the end of what can be read now: what is beyond, up to the end offset, are ends of
+    /// transactions and what they aborted or have not committed. Readers within a group do not know.
+    fn is_at_end(&self) -> bool {
+        false
+    }
 }
 
 /// A member's place in its group, or an outsider's, as transactions name it.

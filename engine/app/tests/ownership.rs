@@ -14,7 +14,7 @@ use wardbell::pipeline::{Job, JobSettings, Topics, replay};
 use wardbell::sets::{ControlTopic, Document};
 use wardbell_connectors::clock::{Clock, SystemClock};
 use wardbell_connectors::log::kafka::KafkaLog;
-use wardbell_connectors::log::{Log, Outgoing, StampedBy, TopicSpec};
+use wardbell_connectors::log::{Log, Outgoing, Remedy, StampedBy, TopicSpec};
 use wardbell_core::partition::Settings;
 use wardbell_kafka_server as server;
 use wardbell_rules::SourceFile;
@@ -72,7 +72,19 @@ impl Ward {
 
     /// One more instance of the job.
     fn start(&self) -> Job {
-        let settings = JobSettings {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Job::start(self.settings(), self.log.clone(), Arc::new(SystemClock)) {
+                Ok(job) => return job,
+                // Topics that were just made have no leader for a moment.
+                Err(error) if error.remedy == Remedy::Retry && Instant::now() < deadline => {}
+                Err(error) => panic!("the job does not start: {error}"),
+            }
+        }
+    }
+
+    fn settings(&self) -> JobSettings {
+        JobSettings {
             group: format!("{}.job", self.topics.canonical),
             instance: None,
             topics: self.topics.clone(),
@@ -88,8 +100,7 @@ impl Ward {
             record_only: false,
             strict_replay: true,
             leave_on_exit: true,
-        };
-        Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
+        }
     }
 
     /// Sends steadily until told to stop; gives the number of readings.

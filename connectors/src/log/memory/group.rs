@@ -290,6 +290,7 @@ impl Member for MemoryMember {
                 next: *next,
                 isolation: self.membership.isolation,
                 signal: Arc::new(Signal::new()),
+                is_at_end: false,
             })
         };
         Ok(positions.iter().map(reader).collect())

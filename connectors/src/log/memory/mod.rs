@@ -338,7 +338,14 @@ impl Log for MemoryLog {
     ) -> Result<Box<dyn PartitionReader>, LogError> {
         drop(self.ask("reading a partition")?);
         let (from, signal) = (from.clone(), Arc::new(Signal::new()));
-        Ok(Box::new(MemoryReader { log: self.clone(), from, next: next_offset.max(0), isolation, signal }))
+        Ok(Box::new(MemoryReader {
+            log: self.clone(),
+            from,
+            next: next_offset.max(0),
+            isolation,
+            signal,
+            is_at_end: false,
+        }))
     }
 }
 

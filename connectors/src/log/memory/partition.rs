@@ -90,6 +90,13 @@ impl Partition {
         self.open.values().min().copied().unwrap_or_else(|| self.end())
     }
 
+    fn readable_end(&self, isolation: Isolation) -> i64 {
+        match isolation {
+            Isolation::ReadCommitted => self.stable_end(),
+            Isolation::ReadUncommitted => self.end(),
+        }
+    }
+
     pub fn add(&mut self, kind: Kind, stamped_by: StampedBy, now_us: Micros, record: Outgoing) -> Appended {
         let offset = self.end();
         let time_us = match stamped_by {
@@ -141,10 +148,7 @@ impl Partition {
         if *next > self.end() {
             return Err(format!("the log ends at offset {}: it was made anew", self.end()));
         }
-        let end = match isolation {
-            Isolation::ReadCommitted => self.stable_end(),
-            Isolation::ReadUncommitted => self.end(),
-        };
+        let end = self.readable_end(isolation);
         let room = records.len().saturating_add(max);
         while *next < end && records.len() < room {
             let (record, kind) = &self.entries[(*next - self.first) as usize];
@@ -259,6 +263,7 @@ pub(super) struct MemoryReader {
     pub next: i64,
     pub isolation: Isolation,
     pub signal: Arc<Signal>,
+    pub is_at_end: bool,
 }
 
 impl PartitionReader for MemoryReader {
@@ -267,7 +272,7 @@ impl PartitionReader for MemoryReader {
     }
 
     fn read(&mut self, max: usize, wait: std::time::Duration, records: &mut Vec<Record>) -> Result<(), LogError> {
-        let Self { log, from, next, isolation, signal } = self;
+        let Self { log, from, next, isolation, signal, is_at_end } = self;
         let done = log.wait_for(signal, wait, |state, until| {
             if log.is_gone(state) {
                 return Look::Found(Err(gone("reading")));
@@ -275,6 +280,9 @@ impl PartitionReader for MemoryReader {
             let before = records.len();
             if state.is_available {
                 let read = state.read(from, next, max, *isolation, records);
+                *is_at_end = state
+                    .partition(&from.topic, from.partition)
+                    .is_ok_and(|known| *next >= known.readable_end(*isolation));
                 if read.is_err() || records.len() > before {
                     return Look::Found(read);
                 }
@@ -282,5 +290,9 @@ impl PartitionReader for MemoryReader {
             Look::Again(state.listen(from, signal, until, *isolation))
         });
         done.unwrap_or(Ok(()))
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.is_at_end
     }
 }

@@ -84,6 +84,7 @@ pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
             ended: Arc::default(),
             prepared: Arc::default(),
             next_try: 0,
+            early: Vec::new(),
         };
         let result = owners.work();
         owners.end_all();
@@ -116,8 +117,8 @@ struct Held {
 enum Work {
     /// To be taken over from then on.
     Due(Instant),
-    /// Being taken over, in the try of this number.
-    Preparing(u64),
+    /// Being taken over, in the try of this number, until that is given up.
+    Preparing(u64, Arc<AtomicBool>),
     Running(Owner),
 }
 
@@ -136,20 +137,27 @@ struct Owners<'a> {
     turning: LoopHandle,
     member: Box<dyn Member>,
     held: BTreeMap<TopicPartition, Held>,
-    /// Partitions whose threads ended with an error.
-    ended: Left<(TopicPartition, LogError)>,
+    /// Partitions whose threads ended with an error, and whether this job must not go on after it.
+    ended: Left<(TopicPartition, LogError, bool)>,
     /// Partitions that were taken over, with the number of the try.
     prepared: Left<(u64, TopicPartition, Result<Prepared, LogError>)>,
     next_try: u64,
+    /// Came while something was waited for.
+    early: Vec<MemberEvent>,
 }
 
 impl Owners<'_> {
     fn work(&mut self) -> Result<(), LogError> {
         while !self.shared.stopping() {
             self.turning.beat();
-            for event in self.member.events(WAIT)? {
+            let mut events = std::mem::take(&mut self.early);
+            events.extend(self.member.events(if events.is_empty() { WAIT } else { Duration::ZERO })?);
+            for event in events {
                 match event {
                     MemberEvent::Assigned(partitions) => {
+                        // The client stands still with all it reads until it is answered; what is new begins once it is
+                        // prepared.
+                        self.member.start_split(&[])?;
                         let due =
                             |partition| (partition, Held { work: Work::Due(Instant::now()), failures: Vec::new() });
                         self.held.extend(partitions.into_iter().map(due));
@@ -176,8 +184,9 @@ impl Owners<'_> {
         let mut partitions = Vec::new();
         for (partition, held) in &mut self.held {
             if matches!(held.work, Work::Due(due) if due <= now) {
-                held.work = Work::Preparing(number);
-                partitions.push(partition.clone());
+                let given_up = Arc::new(AtomicBool::new(false));
+                held.work = Work::Preparing(number, given_up.clone());
+                partitions.push((partition.clone(), given_up));
             }
         }
         if partitions.is_empty() {
@@ -186,9 +195,9 @@ impl Owners<'_> {
         self.next_try += 1;
         let (shared, common, left) = (self.shared.clone(), self.common.clone(), self.prepared.clone());
         let thread = runtime::spawn("take over".to_owned(), move || {
-            for (partition, prepared) in take_over::prepare(&shared, &common, partitions) {
+            take_over::prepare(&shared, &common, partitions, &|partition, prepared| {
                 lock(&left).push((number, partition, prepared));
-            }
+            });
         });
         thread.map(drop).map_err(no_thread)
     }
@@ -199,7 +208,7 @@ impl Owners<'_> {
         let mut ready = Vec::new();
         for (number, partition, prepared) in left {
             let ours =
-                self.held.get(&partition).is_some_and(|held| matches!(held.work, Work::Preparing(n) if n == number));
+                self.held.get(&partition).is_some_and(|held| matches!(held.work, Work::Preparing(n, _) if n == number));
             match prepared {
                 Ok(prepared) if ours => ready.push((partition, prepared)),
                 // Ending a producer can take a while.
@@ -222,7 +231,7 @@ impl Owners<'_> {
             let thread = runtime::spawn(loop_name(partition.partition), move || {
                 let mut stand = stand;
                 if let Err(error) = stand.work(&flag) {
-                    lock(&ended).push((own, error));
+                    lock(&ended).push((own, error, stand.ends_job));
                 }
             });
             let owner = Owner { finish, thread: thread.map_err(no_thread)? };
@@ -245,16 +254,19 @@ impl Owners<'_> {
             self.held.iter().filter(|(_, held)| is_over(held)).map(|(partition, _)| partition.clone()).collect();
         let mut said = std::mem::take(&mut *lock(&self.ended));
         for partition in over {
-            let place = said.iter().position(|(of, _)| *of == partition);
-            let error = match place {
-                Some(place) => said.swap_remove(place).1,
+            let place = said.iter().position(|(of, ..)| *of == partition);
+            let (error, ends_job) = match place {
+                Some(place) => {
+                    let (_, error, ends_job) = said.swap_remove(place);
+                    (error, ends_job)
+                }
                 None => {
                     let step = format!("working on {}/{}", partition.topic, partition.partition);
-                    LogError::new(Remedy::Restart, step, "its thread ended unexpectedly")
+                    (LogError::new(Remedy::Restart, step, "its thread ended unexpectedly"), false)
                 }
             };
             self.end_thread(&partition);
-            if error.remedy == Remedy::Refuse {
+            if ends_job {
                 // Going on without it would give other alerts than the log says: another instance takes over there.
                 return Err(error);
             }
@@ -310,10 +322,19 @@ impl Owners<'_> {
             return;
         };
         let due = Work::Due(Instant::now());
-        if let Work::Running(owner) = std::mem::replace(&mut held.work, due) {
-            owner.finish.store(true, Ordering::SeqCst);
-            let _ = owner.thread.join();
-            self.shared.statistics.partition_ended(partition.partition);
+        match std::mem::replace(&mut held.work, due) {
+            Work::Running(owner) => {
+                owner.finish.store(true, Ordering::SeqCst);
+                while !owner.thread.is_finished() {
+                    // A commit may take longer than a member may be silent.
+                    self.early.extend(self.member.events(Duration::ZERO).unwrap_or_default());
+                    runtime::sleep(Duration::from_millis(5));
+                }
+                let _ = owner.thread.join();
+                self.shared.statistics.partition_ended(partition.partition);
+            }
+            Work::Preparing(_, given_up) => given_up.store(true, Ordering::SeqCst),
+            Work::Due(_) => {}
         }
     }
 
@@ -334,6 +355,7 @@ impl Owners<'_> {
             let group = group(&self.shared.group);
             self.shared.statistics.released(&group, &partition.topic, partition.partition);
         }
+        lock(&self.ended).retain(|(of, ..)| !partitions.contains(of));
         drop(waiting);
     }
 

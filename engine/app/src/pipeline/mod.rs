@@ -472,7 +472,9 @@ impl Job {
             return false;
         };
         let mut records = Vec::new();
-        reader.read(1, Duration::from_millis(300), &mut records).is_ok() && records.is_empty()
+        // At once where the log is at hand, else when the broker has answered.
+        let mut is_at_end = |wait| reader.read(1, wait, &mut records).is_ok() && reader.is_at_end();
+        (is_at_end(Duration::ZERO) || is_at_end(Duration::from_millis(500))) && records.is_empty()
     }
 
     /// Stops all stages: they finish what they have in hand, commit and leave. `false` if one did not end in time.

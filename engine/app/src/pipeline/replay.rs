@@ -27,10 +27,6 @@ use crate::sets::{ControlTopic, LoadedSet};
 
 /// Records that are known to be there arrive within this, or the broker is away.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
-/// On a topic with transactions, nothing for this long before the known end means that only markers are left, which no
-/// reader sees: once the reader has given something, and before.
-const QUIET: Duration = Duration::from_secs(1);
-const QUIET_AT_FIRST: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_millis(100);
 /// Records asked for at once.
 const BATCH: usize = 1_000;
@@ -268,14 +264,13 @@ pub(crate) struct Records {
     next: i64,
     end: i64,
     ready: VecDeque<Record>,
-    has_answered: bool,
 }
 
 impl Records {
     /// From `first` to before `end`, as a read-committed reader sees them.
     pub fn open(log: &dyn Log, topic: &str, partition: i32, first: i64, end: i64) -> Result<Self, LogError> {
         let reader = log.reader(&TopicPartition::new(topic, partition), first, Isolation::ReadCommitted)?;
-        Ok(Self { reader, next: first, end, ready: VecDeque::new(), has_answered: false })
+        Ok(Self { reader, next: first, end, ready: VecDeque::new() })
     }
 
     /// The next record; `None` at the end, or if nothing has come within `patience`.
@@ -286,7 +281,7 @@ impl Records {
                 self.next = record.offset + 1;
                 return Ok(Some(record));
             }
-            if self.is_at_end() {
+            if self.is_at_end() || self.reader.is_at_end() {
                 return Ok(None);
             }
             let mut records = Vec::new();
@@ -298,7 +293,6 @@ impl Records {
                 _ if records.is_empty() && is_over => return Ok(None),
                 _ => {}
             }
-            self.has_answered |= !records.is_empty();
             let n_before_end = records.iter().take_while(|record| record.offset < self.end).count();
             if n_before_end < records.len() {
                 self.end = n_before_end.checked_sub(1).map_or(self.next, |last| records[last].offset + 1);
@@ -307,9 +301,19 @@ impl Records {
         }
     }
 
-    /// As [`Records::read`], for a topic on which what is left before the end may be markers of transactions.
+    /// The next record of a topic with transactions; `None` at the end of what can be read, also if what is left are ends of
+    /// transactions.
+    ///
+    /// # Errors
+    /// As the log says; [`Remedy::Retry`] if nothing comes and the end is not reached either.
     pub fn read_past_markers(&mut self) -> Result<Option<Record>, LogError> {
-        self.read(if self.has_answered { QUIET } else { QUIET_AT_FIRST })
+        let record = self.read(PATIENCE)?;
+        if record.is_none() && !self.is_at_end() && !self.reader.is_at_end() {
+            let at = self.reader.position();
+            let step = format!("reading {}/{}", at.topic, at.partition);
+            return Err(LogError::new(Remedy::Retry, step, "records that are there do not arrive"));
+        }
+        Ok(record)
     }
 
     /// Everything before the end was handed out.

@@ -68,6 +68,8 @@ pub(super) struct Stand {
     /// Transitions decided and not committed.
     outbox: Outbox,
     checkpoints: Checkpoints,
+    /// What ended it must end this whole job.
+    pub ends_job: bool,
 }
 
 /// The fixed content of the next transaction.
@@ -144,6 +146,7 @@ impl Stand {
                 begun_offset: begin,
                 readings: 0,
             },
+            ends_job: false,
         }
     }
 
@@ -302,6 +305,7 @@ impl Stand {
             mark.transitions
         );
         if self.common.settings.strict {
+            self.ends_job = true;
             let step = format!("restoring partition {}", self.number());
             return Err(LogError::new(Remedy::Refuse, step, what));
         }
@@ -414,8 +418,10 @@ impl Stand {
             waiting.renew();
             finish.load(Ordering::SeqCst) || self.shared.stopping()
         };
-        let set = self.shared.sets.get(number, hash, &give_up)?;
+        let set = self.shared.sets.get(number, hash, &give_up);
         drop(waiting);
+        self.ends_job = matches!(&set, Err(error) if error.remedy == Remedy::Refuse);
+        let set = set?;
         self.put_in_force(Numbered { number, set }, true);
         Ok(())
     }

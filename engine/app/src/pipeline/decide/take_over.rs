@@ -4,9 +4,13 @@
 //! the owner before left open and refuses whatever it still sends. Only then is the committed offset final, and with it the
 //! checkpoint that its metadata names. All partitions of an assignment are asked for together.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
 use wardbell_connectors::log::{Committed, LogError, Remedy, TopicPartition, Transactional};
-use wardbell_connectors::runtime::{self, fault};
-use wardbell_core::partition::Partition;
+use wardbell_connectors::runtime::{self, Thread, fault};
+use wardbell_core::partition::{Partition, Settings};
 use wardbell_rules::RuleSet;
 use wardbell_schemas::catalogue::Catalogue;
 
@@ -14,6 +18,9 @@ use super::super::Shared;
 use super::super::control::Numbered;
 use super::{Common, group, transactional_id};
 use crate::checkpoints::Mark;
+
+/// Partitions that are being restored are looked at this often.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A partition that is fenced and restored, before its replay.
 pub(super) struct Prepared {
@@ -29,35 +36,55 @@ pub(super) struct Prepared {
     pub mark: Option<Mark>,
 }
 
-/// Takes partitions over; each fails by itself.
+/// What is told of each partition, as soon as that is known.
+type Done<'a> = &'a (dyn Fn(TopicPartition, Result<Prepared, LogError>) + Sync);
+
+/// Takes partitions over, until that is given up; each fails, and is told, by itself.
 pub(super) fn prepare(
     shared: &Shared,
     common: &Common,
-    partitions: Vec<TopicPartition>,
-) -> Vec<(TopicPartition, Result<Prepared, LogError>)> {
+    partitions: Vec<(TopicPartition, Arc<AtomicBool>)>,
+    done: Done<'_>,
+) {
+    let (partitions, given_up): (Vec<TopicPartition>, Vec<Arc<AtomicBool>>) = partitions.into_iter().unzip();
     // Looked at before whoever worked here is fenced: only to show what that would cost.
     let early = fault::is_removed("fence first").then(|| committed(shared, &partitions));
     if early.is_some() {
-        runtime::sleep(std::time::Duration::from_millis(500));
+        runtime::sleep(Duration::from_millis(500));
     }
     let fenced = fence(shared, &partitions);
-    let committed = early.unwrap_or_else(|| committed(shared, &partitions));
-    let committed = match committed {
+    let committed = match early.unwrap_or_else(|| committed(shared, &partitions)) {
         Ok(committed) => committed,
         Err(error) => {
-            let same =
-                |partition| (partition, Err(LogError::new(error.remedy, error.step.clone(), error.what.clone())));
-            return partitions.into_iter().map(same).collect();
+            let same = || LogError::new(error.remedy, error.step.clone(), error.what.clone());
+            return partitions.into_iter().for_each(|partition| done(partition, Err(same())));
         }
     };
-    let works = partitions.iter().zip(fenced).zip(committed).map(|((partition, producer), committed)| {
-        let (shared, common, partition) = (shared.clone(), common.clone(), partition.clone());
-        let work = move || restore(&shared, &common, &partition, producer?, committed);
-        Box::new(work) as Box<dyn FnOnce() -> Result<Prepared, LogError> + Send>
-    });
-    let restored = runtime::side_by_side("restore", works.collect());
-    let restored = restored.into_iter().map(|restored| restored.unwrap_or_else(|_| Err(broken())));
-    partitions.into_iter().zip(restored).collect()
+    let restoring = partitions.iter().zip(fenced).zip(committed).zip(given_up).map(
+        |(((partition, producer), committed), given_up)| {
+            let (shared, common, own) = (shared.clone(), common.clone(), partition.clone());
+            let result = Arc::new(Mutex::new(None));
+            let place = result.clone();
+            let thread = runtime::spawn("restore".to_owned(), move || {
+                let restored =
+                    producer.and_then(|producer| restore(&shared, &common, &own, producer, committed, &given_up));
+                *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(restored);
+            });
+            (partition, thread, result)
+        },
+    );
+    let mut restoring: Vec<_> = restoring.collect();
+    while !restoring.is_empty() {
+        restoring.retain(|(partition, thread, result)| {
+            let is_over = thread.as_ref().map_or(true, Thread::is_finished);
+            if is_over {
+                let restored = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+                done((*partition).clone(), restored.unwrap_or_else(|| Err(broken())));
+            }
+            !is_over
+        });
+        runtime::sleep(LOOK);
+    }
 }
 
 fn broken() -> LogError {
@@ -90,6 +117,7 @@ fn restore(
     at: &TopicPartition,
     producer: Box<dyn Transactional>,
     committed: Option<Committed>,
+    given_up: &AtomicBool,
 ) -> Result<Prepared, LogError> {
     fault::reach("restore.before");
     let number = at.partition;
@@ -117,11 +145,11 @@ fn restore(
     // Any checkpoint instead of the one that the committed offset names: only to show what that would cost.
     let named = if fault::is_removed("checkpoint named by the offset") { newest()? } else { named };
     let (partition, set, begin) = match named {
-        Some(checkpoint) => from_checkpoint(shared, common, at, checkpoint)?,
+        Some(checkpoint) => from_checkpoint(shared, common, at, checkpoint, given_up)?,
         None => {
             // Site and clock are those of every published set; everything else comes into force with one.
-            let settings = shared.sets.newest().set.settings.clone();
             let begin = if mark.is_none() && committed == first { committed } else { 0 };
+            let settings = Settings { resumed: begin > 0, ..shared.sets.newest().set.settings.clone() };
             (Partition::new(settings, &RuleSet::new(Vec::new()), Catalogue::builtin()), None, begin)
         }
     };
@@ -140,9 +168,10 @@ fn from_checkpoint(
     common: &Common,
     at: &TopicPartition,
     checkpoint: i64,
+    given_up: &AtomicBool,
 ) -> Result<(Partition, Option<Numbered>, i64), LogError> {
     let number = at.partition;
-    let give_up = || shared.stopping();
+    let give_up = || given_up.load(Ordering::SeqCst) || shared.stopping();
     let stored = common.state_topic.read(number, checkpoint, &mut |_| {}, &give_up)?;
     let unreadable = |what: &dyn std::fmt::Display| {
         let what =
