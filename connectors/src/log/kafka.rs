@@ -42,6 +42,8 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 const GOOD_BYE: Duration = Duration::from_millis(200);
 /// Records that took the common queue while a partition was split off arrive within this.
 const STRAYS_WITHIN: Duration = Duration::from_secs(5);
+/// A transaction whose records are on their way looks this often whether they have arrived.
+const FLUSH_SLICE: Duration = Duration::from_micros(500);
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
@@ -303,6 +305,19 @@ impl Log for KafkaLog {
         let list =
             client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
         Ok(committed_in(&list, partitions))
+    }
+
+    fn committed_by(
+        &self,
+        member: &GroupHandle,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError> {
+        let step = "asking for committed offsets";
+        let GroupHandleInner::Kafka(consumer) = &member.0 else {
+            return Err(LogError::new(Remedy::Refuse, step, "the group is of another log"));
+        };
+        let list = consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
+        Ok(committed_in(&list.map_err(|error| classify(step, &error))?, partitions))
     }
 
     fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
@@ -755,11 +770,11 @@ impl KafkaMember {
             Some(Err(error)) => {
                 let step = "serving the group";
                 return Err(match self.consumer.client().fatal_error() {
-                    // Each time one of them joined again, it would throw the other out.
+                    // Also after a stall of its own, when its place was given to what it asked for a second time.
                     Some((RDKafkaErrorCode::FencedInstanceId, _)) => LogError::new(
-                        Remedy::Refuse,
+                        Remedy::Restart,
                         step,
-                        "another process has joined under the same `instance` name; give each its own",
+                        "its place was taken under the same `instance` name; if this goes on, another process has that name: give each its own",
                     ),
                     _ => classify(step, &error),
                 });
@@ -777,6 +792,7 @@ impl KafkaMember {
         Ok(true)
     }
 
+    /// Members read what is committed only, so the broker answers once no open transaction can move the offsets any more.
     fn committed_list(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, LogError> {
         let committed = self.consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
         committed.map_err(|error| classify("asking for committed offsets", &error))
@@ -1192,10 +1208,15 @@ impl KafkaTransactional {
         for (token, record) in records.iter().enumerate() {
             send(&self.producer, record, token as u64)?;
         }
-        // `flush` polls in slices of 100 ms, which would be the commit latency; polling by 1 ms makes it about 6 ms.
+        // `flush` polls in slices of 100 ms, which would be the commit latency. The client's own wait of less than a
+        // millisecond is a busy loop, which would take the time from what it waits for.
         let deadline = Instant::now() + CALL_TIMEOUT;
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(Duration::from_millis(1));
+        loop {
+            self.producer.poll(Duration::ZERO);
+            if self.producer.in_flight_count() == 0 {
+                break;
+            }
+            std::thread::sleep(FLUSH_SLICE);
             if Instant::now() > deadline {
                 return Err(LogError::new(Remedy::Retry, step, "the broker did not take the records in time"));
             }

@@ -199,6 +199,16 @@ pub trait Log: Send + Sync {
         partitions: &[TopicPartition],
     ) -> Result<Vec<Option<Committed>>, LogError>;
 
+    /// As [`Log::committed_with_metadata`], asked through a member of the group, whose connections are there already.
+    ///
+    /// # Errors
+    /// As [`Log::committed`].
+    fn committed_by(
+        &self,
+        member: &GroupHandle,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError>;
+
     /// Deletes the records of a partition before `offset`.
     ///
     /// # Errors

@@ -459,6 +459,14 @@ impl Log for Outage {
         self.inner.committed_with_metadata(group, partitions)
     }
 
+    fn committed_by(
+        &self,
+        member: &GroupHandle,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError> {
+        self.inner.committed_by(member, partitions)
+    }
+
     fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
         self.inner.delete_before(topic, partition, offset)
     }

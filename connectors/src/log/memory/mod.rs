@@ -302,6 +302,18 @@ impl Log for MemoryLog {
         self.stable_offsets(group, partitions)
     }
 
+    fn committed_by(
+        &self,
+        member: &GroupHandle,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<Committed>>, LogError> {
+        let GroupHandleInner::Memory { group, .. } = &member.0 else {
+            let step = "asking for committed offsets";
+            return Err(LogError::new(Remedy::Refuse, step, "the group is of another log"));
+        };
+        self.stable_offsets(group, partitions)
+    }
+
     fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
         let mut state = self.ask("deleting records")?;
         state.take_in(topic, partition);

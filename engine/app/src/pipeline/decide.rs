@@ -194,8 +194,9 @@ impl Owners<'_> {
         }
         self.next_try += 1;
         let (shared, common, left) = (self.shared.clone(), self.common.clone(), self.prepared.clone());
+        let group = self.member.group();
         let thread = runtime::spawn("take over".to_owned(), move || {
-            take_over::prepare(&shared, &common, partitions, &|partition, prepared| {
+            take_over::prepare(&shared, &common, &group, partitions, &|partition, prepared| {
                 lock(&left).push((number, partition, prepared));
             });
         });

@@ -543,8 +543,8 @@ impl Stand {
         let position = self.reader.position().clone();
         let id = transactional_id(&self.shared.group, &position.topic, position.partition);
         self.producer = self.shared.log.transactional(&id)?;
-        let committed = self.shared.log.committed(&group(&self.shared.group), std::slice::from_ref(&position))?;
-        let committed = committed.first().copied().flatten();
+        let committed = self.shared.log.committed_by(&self.group, std::slice::from_ref(&position))?;
+        let committed = committed.into_iter().next().flatten().map(|committed| committed.next_offset);
         if committed.is_some_and(|committed| committed != self.next_offset && committed != self.committed) {
             let step = format!("looking up what is committed of partition {}", position.partition);
             return Err(LogError::new(Remedy::Fenced, step, "another owner has gone on meanwhile"));

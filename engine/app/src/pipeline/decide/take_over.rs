@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use wardbell_connectors::log::{Committed, LogError, Remedy, TopicPartition, Transactional};
+use wardbell_connectors::log::{Committed, GroupHandle, LogError, Remedy, TopicPartition, Transactional};
 use wardbell_connectors::runtime::{self, Thread, fault};
 use wardbell_core::partition::{Partition, Settings};
 use wardbell_rules::RuleSet;
@@ -16,7 +16,7 @@ use wardbell_schemas::catalogue::Catalogue;
 
 use super::super::Shared;
 use super::super::control::Numbered;
-use super::{Common, group, transactional_id};
+use super::{Common, transactional_id};
 use crate::checkpoints::Mark;
 
 /// Partitions that are being restored are looked at this often.
@@ -43,17 +43,19 @@ type Done<'a> = &'a (dyn Fn(TopicPartition, Result<Prepared, LogError>) + Sync);
 pub(super) fn prepare(
     shared: &Shared,
     common: &Common,
+    group: &GroupHandle,
     partitions: Vec<(TopicPartition, Arc<AtomicBool>)>,
     done: Done<'_>,
 ) {
     let (partitions, given_up): (Vec<TopicPartition>, Vec<Arc<AtomicBool>>) = partitions.into_iter().unzip();
     // Looked at before whoever worked here is fenced: only to show what that would cost.
-    let early = fault::is_removed("fence first").then(|| committed(shared, &partitions));
+    let committed = || shared.log.committed_by(group, &partitions);
+    let early = fault::is_removed("fence first").then(committed);
     if early.is_some() {
         runtime::sleep(Duration::from_millis(500));
     }
     let fenced = fence(shared, &partitions);
-    let committed = match early.unwrap_or_else(|| committed(shared, &partitions)) {
+    let committed = match early.unwrap_or_else(committed) {
         Ok(committed) => committed,
         Err(error) => {
             let same = || LogError::new(error.remedy, error.step.clone(), error.what.clone());
@@ -95,20 +97,30 @@ fn fence(shared: &Shared, partitions: &[TopicPartition]) -> Vec<Result<Box<dyn T
     let works = partitions.iter().map(|partition| {
         let log = shared.log.clone();
         let id = transactional_id(&shared.group, &partition.topic, partition.partition);
-        let target = TopicPartition::new(&shared.topics.alerts, partition.partition);
-        let work = move || {
-            let mut producer = log.transactional(&id)?;
-            producer.warm_up(&target)?;
-            Ok(producer)
-        };
-        Box::new(work) as Box<dyn FnOnce() -> Result<Box<dyn Transactional>, LogError> + Send>
+        Box::new(move || log.transactional(&id)) as Box<dyn FnOnce() -> Result<Box<dyn Transactional>, LogError> + Send>
     });
     let fenced = runtime::side_by_side("fence", works.collect());
     fenced.into_iter().map(|producer| producer.unwrap_or_else(|_| Err(broken()))).collect()
 }
 
-fn committed(shared: &Shared, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
-    shared.log.committed_with_metadata(&group(&shared.group), partitions)
+/// Makes a producer ready for its first transaction, while the partition is restored.
+fn warm_up(
+    shared: &Shared,
+    partition: i32,
+    mut producer: Box<dyn Transactional>,
+) -> impl FnOnce() -> Result<Box<dyn Transactional>, LogError> {
+    let target = TopicPartition::new(&shared.topics.alerts, partition);
+    let result = Arc::new(Mutex::new(None));
+    let place = result.clone();
+    let thread = runtime::spawn("warm up".to_owned(), move || {
+        let warmed = producer.warm_up(&target).map(|_| producer);
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(warmed);
+    });
+    move || {
+        thread.map_err(|_| broken())?.join().map_err(|_| broken())?;
+        let warmed = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        warmed.unwrap_or_else(|| Err(broken()))
+    }
 }
 
 fn restore(
@@ -121,6 +133,7 @@ fn restore(
 ) -> Result<Prepared, LogError> {
     fault::reach("restore.before");
     let number = at.partition;
+    let warmed = warm_up(shared, number, producer);
     let refuse = |what: String| LogError::new(Remedy::Refuse, format!("restoring {}/{number}", at.topic), what);
     let remedy = format!("`wardbell recover --partition {number}` is the remedy");
     let (first, end) = shared.log.offsets(&at.topic, number)?;
@@ -160,7 +173,7 @@ fn restore(
         return Err(refuse(what));
     }
     fault::reach("restore.after");
-    Ok(Prepared { producer, partition, set, begin, committed, mark })
+    Ok(Prepared { producer: warmed()?, partition, set, begin, committed, mark })
 }
 
 fn from_checkpoint(
