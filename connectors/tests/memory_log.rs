@@ -315,7 +315,7 @@ mod simulated {
     }
 
     fn arm(world: &World, point: &'static str, action: Action) {
-        world.arm(Fault { point, instance: None, action });
+        world.arm(Fault { point, action });
     }
 
     /// A member with its partition, for transactions that commit offsets.

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::log::{LogError, Remedy};
+
 /// What happens at a fault point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -19,12 +21,10 @@ pub enum Action {
     Repeat,
 }
 
-/// A fault that waits for its point to be reached.
+/// A fault that waits for its point to be reached, by whoever comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub point: &'static str,
-    /// Only by this instance; `None`: by whoever comes first.
-    pub instance: Option<u32>,
     pub action: Action,
 }
 
@@ -73,6 +73,18 @@ pub fn reach(point: &'static str) -> Option<Action> {
     {
         let _ = point;
         None
+    }
+}
+
+/// As [`reach`], at a step that can fail.
+///
+/// # Errors
+/// If it does.
+#[inline]
+pub fn check(point: &'static str) -> Result<(), LogError> {
+    match reach(point) {
+        Some(Action::Fail) => Err(LogError::new(Remedy::Restart, point, "it fails in this simulation")),
+        _ => Ok(()),
     }
 }
 

@@ -145,7 +145,7 @@ pub(super) fn wake(key: &Key) {
 }
 
 /// Gives others a turn.
-pub fn give_way() {
+fn give_way() {
     if let Some((shared, slot)) = current() {
         shared.wait(slot, Status::Ready);
     }
@@ -478,10 +478,6 @@ impl World {
         self.shared.lock().frozen_until.insert(instance, until);
     }
 
-    pub fn is_frozen(&self, instance: u32) -> bool {
-        self.shared.lock().thaw(instance) > self.shared.now()
-    }
-
     /// Has a fault happen when its point is reached next.
     pub fn arm(&self, fault: Fault) {
         self.shared.lock().armed.push(fault);
@@ -527,7 +523,7 @@ pub(super) fn reach(point: &'static str) -> Option<Action> {
     let mut state = shared.lock();
     *state.reached.entry(point).or_default() += 1;
     let instance = state.threads[slot].instance;
-    let matches = |fault: &Fault| fault.point == point && fault.instance.is_none_or(|wanted| wanted == instance);
+    let matches = |fault: &Fault| fault.point == point;
     let place = state.armed.iter().position(matches)?;
     let fault = state.armed.remove(place);
     let at = shared.now().saturating_sub(BEGIN);

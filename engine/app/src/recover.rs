@@ -217,6 +217,7 @@ impl<'a> Situation<'a> {
     fn newest_readable(&self, topic: &StateTopic, told: &mut Vec<String>) -> Result<Stored, LogError> {
         let partition = self.request.partition;
         let latest = self.committed.as_ref().map_or(self.end, |committed| committed.next_offset);
+        let mut sets = self.sets();
         for (at, next_offset) in topic.complete(partition)?.into_iter().rev() {
             let passed_over = if next_offset > latest {
                 "it is newer than the committed offset".to_owned()
@@ -231,9 +232,11 @@ impl<'a> Situation<'a> {
                     }
                 };
                 let stored = topic.read(partition, at, &mut tell, &|| false)?;
-                match Partition::head(&stored.slices) {
+                // What a take-over would refuse again is of no use.
+                let n_partitions = self.request.topics.partitions;
+                match Derivation::from_checkpoint(partition, n_partitions, &stored.slices, &mut sets) {
                     Ok(_) => return Ok(stored),
-                    Err(why) => why.to_string(),
+                    Err(why) => why,
                 }
             };
             told.push(format!(

@@ -158,3 +158,23 @@ fn rules_with_a_fault_or_a_failed_case_are_not_published() {
     let output = wardbell(&["rules", "list", "--config", "/no/such/wardbell.toml"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn a_start_tries_again_for_as_long_as_it_is_told_while_no_broker_answers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A port nobody listens on: bound for a moment to find one that is free.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let config = folder.path().join("wardbell.toml");
+    let rules = at("rules/packs/adult-ward");
+    let text_of_config = format!(
+        "site = \"s\"\nrules = \"{rules}\"\n[kafka]\nbootstrap_servers = \"127.0.0.1:{port}\"\n[source]\ntopics = [\"devices\"]\n\
+         [http]\nlisten = \"off\"\n[[sink]]\nname = \"out\"\ntype = \"stdout\"\n"
+    );
+    std::fs::write(&config, text_of_config).expect("written");
+    let output = wardbell(&["run", "--config", &config.display().to_string(), "--wait-for-broker", "13s"]);
+    let shown = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{shown}");
+    assert!(shown.contains("trying again") && shown.contains(&format!("127.0.0.1:{port}")), "{shown}");
+    assert!(!shown.contains("panicked"), "{shown}");
+}

@@ -262,7 +262,7 @@ fn start(
             Err(error) if error.remedy == Remedy::Retry && Instant::now() + BROKER_PAUSE < deadline => {
                 tracing::warn!("{error}; trying again");
                 systemd.starting(&error.to_string());
-                runtime.block_on(tokio::time::sleep(BROKER_PAUSE));
+                runtime.block_on(async { tokio::time::sleep(BROKER_PAUSE).await });
                 if *stopped.borrow() {
                     return Ok(None);
                 }

@@ -20,13 +20,17 @@ use super::{BACKOFF_MAX, BACKOFF_MIN, Shared};
 use crate::checkpoints::{CheckpointWriter, StateTopic};
 use crate::health::{Finding, LoopHandle, Severity};
 use stand::Stand;
-use take_over::Prepared;
+use take_over::{NotPrepared, Prepared};
 
 /// Longest wait for events of the group.
 const WAIT: Duration = Duration::from_millis(50);
 /// A partition that fails this often within [`FAILURES_WITHIN`] is unhealthy; it goes on trying.
 const FAILURES_REPORTED: usize = 3;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+/// A take-over that takes longer is given up and begun again.
+const PREPARED_WITHIN: Duration = Duration::from_secs(300);
+/// A restore tells how far it is this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// A partition that a person has to put right is looked at again this often.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 
@@ -110,6 +114,8 @@ struct Common {
 /// A partition that the group has assigned to us.
 struct Held {
     work: Work,
+    /// When its taking over began.
+    since: Instant,
     /// When it failed, newest last.
     failures: Vec<Instant>,
 }
@@ -140,7 +146,7 @@ struct Owners<'a> {
     /// Partitions whose threads ended with an error, and whether this job must not go on after it.
     ended: Left<(TopicPartition, LogError, bool)>,
     /// Partitions that were taken over, with the number of the try.
-    prepared: Left<(u64, TopicPartition, Result<Prepared, LogError>)>,
+    prepared: Left<(u64, TopicPartition, Result<Prepared, NotPrepared>)>,
     next_try: u64,
     /// Came while something was waited for.
     early: Vec<MemberEvent>,
@@ -158,8 +164,9 @@ impl Owners<'_> {
                         // The client stands still with all it reads until it is answered; what is new begins once it is
                         // prepared.
                         self.member.start_split(&[])?;
+                        let now = Instant::now();
                         let due =
-                            |partition| (partition, Held { work: Work::Due(Instant::now()), failures: Vec::new() });
+                            |partition| (partition, Held { work: Work::Due(now), since: now, failures: Vec::new() });
                         self.held.extend(partitions.into_iter().map(due));
                     }
                     MemberEvent::Revoked(partitions) | MemberEvent::Lost(partitions) => {
@@ -185,7 +192,7 @@ impl Owners<'_> {
         for (partition, held) in &mut self.held {
             if matches!(held.work, Work::Due(due) if due <= now) {
                 let given_up = Arc::new(AtomicBool::new(false));
-                held.work = Work::Preparing(number, given_up.clone());
+                (held.work, held.since) = (Work::Preparing(number, given_up.clone()), now);
                 partitions.push((partition.clone(), given_up));
             }
         }
@@ -214,7 +221,8 @@ impl Owners<'_> {
                 Ok(prepared) if ours => ready.push((partition, prepared)),
                 // Ending a producer can take a while.
                 Ok(prepared) => drop(runtime::spawn("close".to_owned(), move || drop(prepared))),
-                Err(error) if ours => self.failed(&partition, &error),
+                Err(NotPrepared::Leave(error)) if ours => return Err(error),
+                Err(NotPrepared::Again(error)) if ours => self.failed(&partition, &error),
                 Err(_) => {}
             }
         }
@@ -276,6 +284,18 @@ impl Owners<'_> {
         }
         // Said by threads that are just about to end.
         lock(&self.ended).extend(said);
+        // Whatever keeps it, a partition must not stay silent.
+        let stuck = |held: &Held| match held.work {
+            Work::Preparing(..) => held.since.elapsed() > PREPARED_WITHIN,
+            _ => false,
+        };
+        let stuck: Vec<TopicPartition> =
+            self.held.iter().filter(|(_, held)| stuck(held)).map(|(partition, _)| partition.clone()).collect();
+        for partition in stuck {
+            self.end_thread(&partition);
+            let step = format!("taking over {}/{}", partition.topic, partition.partition);
+            self.failed(&partition, &LogError::new(Remedy::Restart, step, "it takes too long"));
+        }
         for (partition, held) in &mut self.held {
             held.failures.retain(|failed| failed.elapsed() < FAILURES_WITHIN);
             if held.failures.is_empty() && matches!(held.work, Work::Running(_)) {

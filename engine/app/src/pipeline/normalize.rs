@@ -361,9 +361,9 @@ impl<'a> Stand<'a> {
         let mut builders: BTreeMap<i32, ReadingBatchBuilder> = BTreeMap::new();
         let turn_number = self.first_turn + self.turns.len() as u64;
         for (partition, record) in records {
-            fault::reach("decode.before");
+            fault::check("decode.before")?;
             self.record(partition, record, &mut builders, turn_number, turn)?;
-            fault::reach("decode.after");
+            fault::check("decode.after")?;
             let full = builders.iter().find(|(_, builder)| builder.len() >= ROWS_MAX).map(|(partition, _)| *partition);
             if let Some(full) = full
                 && let Some(mut builder) = builders.remove(&full)
@@ -733,13 +733,13 @@ impl<'a> Stand<'a> {
             }
         }
         let control = ControlRecord { id: String::new(), control: Control::Tick { claims } };
-        fault::reach("tick.before");
+        fault::check("tick.before")?;
         for partition in 0..self.n_partitions {
             let token = self.token();
             self.appender.append(&control_record(&self.shared.topics.canonical, partition, &control), token)?;
             self.ticks.under_way.push(token);
         }
-        fault::reach("tick.after");
+        fault::check("tick.after")?;
         Ok(())
     }
 

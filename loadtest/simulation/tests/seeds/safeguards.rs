@@ -4,20 +4,22 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Safeguard {
     pub name: &'static str,
+    /// The law that breaks.
+    pub law: &'static str,
     pub seed: u64,
 }
 
 /// All of them.
 pub const SAFEGUARDS: [Safeguard; 11] = [
-    Safeguard { name: "mute while replaying", seed: 0 },
-    Safeguard { name: "fence first", seed: 0 },
-    Safeguard { name: "outbox", seed: 0 },
-    Safeguard { name: "unknown outcomes are looked up", seed: 0 },
-    Safeguard { name: "source marks", seed: 0 },
-    Safeguard { name: "gapless appends", seed: 0 },
-    Safeguard { name: "source offsets wait for acknowledgment", seed: 0 },
-    Safeguard { name: "truthful ticks", seed: 0 },
-    Safeguard { name: "checkpoint named by the offset", seed: 0 },
-    Safeguard { name: "stable ids", seed: 0 },
-    Safeguard { name: "acknowledged means delivered", seed: 0 },
+    Safeguard { name: "mute while replaying", law: "transitions", seed: 0 },
+    Safeguard { name: "fence first", law: "transitions", seed: 0 },
+    Safeguard { name: "outbox", law: "transitions", seed: 0 },
+    Safeguard { name: "unknown outcomes are looked up", law: "transitions", seed: 0 },
+    Safeguard { name: "source marks", law: "transitions", seed: 0 },
+    Safeguard { name: "gapless appends", law: "transitions", seed: 0 },
+    Safeguard { name: "source offsets wait for acknowledgment", law: "transitions", seed: 0 },
+    Safeguard { name: "truthful ticks", law: "transitions", seed: 0 },
+    Safeguard { name: "checkpoint named by the offset", law: "transitions", seed: 0 },
+    Safeguard { name: "stable ids", law: "transitions", seed: 0 },
+    Safeguard { name: "acknowledged means delivered", law: "transitions", seed: 0 },
 ];

@@ -22,7 +22,7 @@ use super::super::control::{Numbered, Ownership};
 use super::super::replay::{self, Derived};
 use super::super::{BACKOFF_MAX, BACKOFF_MIN, Shared, says};
 use super::take_over::Prepared;
-use super::{Common, group, loop_name, transactional_id};
+use super::{Common, PROGRESS_EVERY, group, loop_name, transactional_id};
 use crate::checkpoints::{Mark, Ticket};
 use crate::health::LoopHandle;
 use crate::latency::{BUDGET, Stage};
@@ -32,8 +32,6 @@ use crate::sets::{Change, short};
 const RECORDS_MAX: usize = 500;
 /// Longest wait for records; commits and stops are looked at in between.
 const WAIT: Duration = Duration::from_millis(50);
-/// A replay tells how far it is this often.
-const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// A checkpoint is due at the latest after so many readings: a replay of them takes about a second.
 const READINGS_MAX: u64 = 500_000;
 /// Of a checkpoint this much is encoded in one turn.
@@ -131,7 +129,7 @@ impl Stand {
             set,
             ownership,
             mark,
-            is_replaying: begin < committed,
+            is_replaying: begin < committed || mark.is_some(),
             next_offset: begin,
             newest_us: None,
             committed,
@@ -342,7 +340,7 @@ impl Stand {
     /// # Errors
     /// An activation that cannot be followed here; nothing of the record was applied.
     fn apply(&mut self, record: &Record, finish: &AtomicBool) -> Result<Option<Micros>, LogError> {
-        fault::reach("apply.before");
+        fault::check("apply.before")?;
         let canonical_us = record.append_us.unwrap_or(record.time_us);
         let mut latency_us = None;
         match canonical::read(record, &self.catalogue.hash) {
@@ -379,7 +377,7 @@ impl Stand {
         self.next_offset = record.offset + 1;
         self.newest_us = record.append_us;
         self.take_decided(record, canonical_us);
-        fault::reach("apply.after");
+        fault::check("apply.after")?;
         Ok(latency_us)
     }
 

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wardbell_connectors::log::{Committed, GroupHandle, LogError, Remedy, TopicPartition, Transactional};
-use wardbell_connectors::runtime::{self, Thread, fault};
+use wardbell_connectors::runtime::{self, Instant, Thread, fault};
 use wardbell_core::partition::{Partition, Settings};
 use wardbell_rules::RuleSet;
 use wardbell_schemas::catalogue::Catalogue;
 
 use super::super::Shared;
 use super::super::control::Numbered;
-use super::{Common, transactional_id};
+use super::{Common, PROGRESS_EVERY, transactional_id};
 use crate::checkpoints::Mark;
 
 /// Partitions that are being restored are looked at this often.
@@ -36,8 +36,22 @@ pub(super) struct Prepared {
     pub mark: Option<Mark>,
 }
 
+/// Why a partition was not taken over.
+pub(super) enum NotPrepared {
+    /// It is tried again, and is reported if only a person can help.
+    Again(LogError),
+    /// This binary cannot use the set in force there: another instance may, so this one leaves.
+    Leave(LogError),
+}
+
+impl From<LogError> for NotPrepared {
+    fn from(error: LogError) -> Self {
+        Self::Again(error)
+    }
+}
+
 /// What is told of each partition, as soon as that is known.
-type Done<'a> = &'a (dyn Fn(TopicPartition, Result<Prepared, LogError>) + Sync);
+type Done<'a> = &'a (dyn Fn(TopicPartition, Result<Prepared, NotPrepared>) + Sync);
 
 /// Takes partitions over, until that is given up; each fails, and is told, by itself.
 pub(super) fn prepare(
@@ -59,7 +73,7 @@ pub(super) fn prepare(
         Ok(committed) => committed,
         Err(error) => {
             let same = || LogError::new(error.remedy, error.step.clone(), error.what.clone());
-            return partitions.into_iter().for_each(|partition| done(partition, Err(same())));
+            return partitions.into_iter().for_each(|partition| done(partition, Err(same().into())));
         }
     };
     let restoring = partitions.iter().zip(fenced).zip(committed).zip(given_up).map(
@@ -68,8 +82,9 @@ pub(super) fn prepare(
             let result = Arc::new(Mutex::new(None));
             let place = result.clone();
             let thread = runtime::spawn("restore".to_owned(), move || {
-                let restored =
-                    producer.and_then(|producer| restore(&shared, &common, &own, producer, committed, &given_up));
+                let restored = producer
+                    .map_err(NotPrepared::from)
+                    .and_then(|producer| restore(&shared, &common, &own, producer, committed, &given_up));
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(restored);
             });
             (partition, thread, result)
@@ -81,7 +96,7 @@ pub(super) fn prepare(
             let is_over = thread.as_ref().map_or(true, Thread::is_finished);
             if is_over {
                 let restored = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-                done((*partition).clone(), restored.unwrap_or_else(|| Err(broken())));
+                done((*partition).clone(), restored.unwrap_or_else(|| Err(broken().into())));
             }
             !is_over
         });
@@ -130,8 +145,8 @@ fn restore(
     producer: Box<dyn Transactional>,
     committed: Option<Committed>,
     given_up: &AtomicBool,
-) -> Result<Prepared, LogError> {
-    fault::reach("restore.before");
+) -> Result<Prepared, NotPrepared> {
+    fault::check("restore.before")?;
     let number = at.partition;
     let warmed = warm_up(shared, number, producer);
     let refuse = |what: String| LogError::new(Remedy::Refuse, format!("restoring {}/{number}", at.topic), what);
@@ -142,7 +157,7 @@ fn restore(
             refuse(format!("what stands beside the committed offset cannot be read: {what}; {remedy}"))
         })?,
         None if !common.state_topic.is_empty(number)? => {
-            return Err(refuse(format!("checkpoints are there, but no committed offset; {remedy}")));
+            return Err(refuse(format!("checkpoints are there, but no committed offset; {remedy}")).into());
         }
         None => None,
     };
@@ -150,7 +165,7 @@ fn restore(
     if committed > end {
         let what =
             format!("offset {committed} is committed, but the canonical log ends at {end}: it was made anew; {remedy}");
-        return Err(refuse(what));
+        return Err(refuse(what).into());
     }
     let named = mark.and_then(|mark| mark.checkpoint);
     let newest =
@@ -170,9 +185,9 @@ fn restore(
         let what = format!(
             "the log has to be read from offset {begin}, but retention has deleted everything before {first}; {remedy}"
         );
-        return Err(refuse(what));
+        return Err(refuse(what).into());
     }
-    fault::reach("restore.after");
+    fault::check("restore.after")?;
     Ok(Prepared { producer: warmed()?, partition, set, begin, committed, mark })
 }
 
@@ -182,10 +197,17 @@ fn from_checkpoint(
     at: &TopicPartition,
     checkpoint: i64,
     given_up: &AtomicBool,
-) -> Result<(Partition, Option<Numbered>, i64), LogError> {
+) -> Result<(Partition, Option<Numbered>, i64), NotPrepared> {
     let number = at.partition;
     let give_up = || given_up.load(Ordering::SeqCst) || shared.stopping();
-    let stored = common.state_topic.read(number, checkpoint, &mut |_| {}, &give_up)?;
+    let mut told = Instant::now();
+    let mut tell = |bytes: u64| {
+        if told.elapsed() > PROGRESS_EVERY {
+            told = Instant::now();
+            tracing::info!(partition = number, mib = bytes >> 20, "restoring: reading the checkpoint");
+        }
+    };
+    let stored = common.state_topic.read(number, checkpoint, &mut tell, &give_up)?;
     let unreadable = |what: &dyn std::fmt::Display| {
         let what =
             format!("its checkpoint cannot be read: {what}; `wardbell recover --partition {number}` is the remedy");
@@ -194,10 +216,16 @@ fn from_checkpoint(
     let head = Partition::head(&stored.slices).map_err(|error| unreadable(&error))?;
     let newest = shared.sets.newest();
     if head.site != newest.set.settings.site || head.record_clock != newest.set.settings.record_clock {
-        return Err(unreadable(&"it is of another site or clock"));
+        return Err(unreadable(&"it is of another site or clock").into());
     }
     let set = match &head.in_force {
-        Some((number, hash)) => Some(Numbered { number: *number, set: shared.sets.get(*number, hash, &give_up)? }),
+        Some((number, hash)) => {
+            let set = shared.sets.get(*number, hash, &give_up).map_err(|error| match error.remedy {
+                Remedy::Refuse => NotPrepared::Leave(error),
+                _ => error.into(),
+            })?;
+            Some(Numbered { number: *number, set })
+        }
         None => None,
     };
     let empty = RuleSet::new(Vec::new());

@@ -369,9 +369,9 @@ impl<'a> Stand<'a> {
             return Ok(());
         }
         let waiting = self.turning.waiting("the broker, committing what the sink acknowledged");
-        fault::reach("record.before");
+        fault::check("record.before")?;
         let committed = self.member.commit_with_metadata(&positions);
-        fault::reach("record.after");
+        fault::check("record.after")?;
         drop(waiting);
         match committed {
             Ok(()) => {
