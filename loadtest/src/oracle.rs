@@ -19,8 +19,8 @@ use crate::OracleArgs;
 
 const READ_MAX: usize = 1_000;
 const WAIT: Duration = Duration::from_millis(100);
-/// Marks of transactions take offsets that no reader sees, so the end is where nothing has come for this long.
-const QUIET: Duration = Duration::from_secs(3);
+/// Records that are there arrive within this, or the broker is away.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Differences that are printed.
 const TOLD_MAX: usize = 20;
 
@@ -30,11 +30,11 @@ const TOLD_MAX: usize = 20;
 /// If a topic cannot be read, is not there from its beginning, or cannot be followed.
 pub fn run(args: &OracleArgs, log: &dyn Log) -> Result<bool> {
     let mut control = Vec::new();
-    read(log, &TopicPartition::new(&args.control, 0), i64::MAX, QUIET, |record| {
+    read(log, &TopicPartition::new(&args.control, 0), i64::MAX, PATIENCE, |record| {
         control.push(record);
         Ok(())
     })?;
-    let job = Job { args, log, sets: Sets::of(&control), quiet: QUIET };
+    let job = Job { args, log, sets: Sets::of(&control), patience: PATIENCE };
     let compared = job.compare_all()?;
     let (mut sum, mut told) = (Derived::default(), Vec::new());
     for (partition, Compared { derived, different }) in compared {
@@ -67,7 +67,7 @@ struct Job<'a> {
     args: &'a OracleArgs,
     log: &'a dyn Log,
     sets: Sets,
-    quiet: Duration,
+    patience: Duration,
 }
 
 /// What came of one partition.
@@ -116,12 +116,12 @@ impl Job<'_> {
     fn compare(&self, partition: i32, n_partitions: i32, decided: i64) -> Result<Compared> {
         let mut derivation = Derivation::new(&self.sets, partition, n_partitions);
         let canonical = TopicPartition::new(&self.args.canonical, partition);
-        read(self.log, &canonical, decided, self.quiet, |record| {
+        read(self.log, &canonical, decided, self.patience, |record| {
             derivation.apply(&record).map_err(|what| anyhow!("`{}`, partition {partition}: {what}", canonical.topic))
         })?;
         let mut found = Vec::new();
         let alerts = TopicPartition::new(&self.args.alerts, partition);
-        read(self.log, &alerts, i64::MAX, self.quiet, |record| {
+        read(self.log, &alerts, i64::MAX, self.patience, |record| {
             let alert: Alert = serde_json::from_slice(record.value.as_deref().unwrap_or_default())
                 // Not the error itself: it quotes what it found.
                 .map_err(|_| anyhow!("`{}`, partition {partition} offset {}: no alert", alerts.topic, record.offset))?;
@@ -137,17 +137,24 @@ impl Job<'_> {
     }
 }
 
-/// Takes every committed record of a partition below an offset, or until none has come for a while.
+/// Takes every committed record of a partition below an offset, up to its end.
 fn read(
     log: &dyn Log,
     from: &TopicPartition,
     below: i64,
-    quiet: Duration,
+    patience: Duration,
     mut take: impl FnMut(Record) -> Result<()>,
 ) -> Result<()> {
     let TopicPartition { topic, partition } = from;
     let step = || format!("reading topic `{topic}`, partition {partition}");
-    let (first, end) = log.offsets(topic, *partition).with_context(step)?;
+    let began = Instant::now();
+    let (first, end) = loop {
+        match log.offsets(topic, *partition) {
+            // A client that has not asked for long may ask the wrong broker first.
+            Err(error) if error.remedy == Remedy::Retry && began.elapsed() < PATIENCE => thread::sleep(WAIT),
+            asked => break asked.with_context(step)?,
+        }
+    };
     if first > 0 {
         bail!("topic `{topic}`, partition {partition}: its first records are deleted, and all of them are needed");
     }
@@ -155,7 +162,10 @@ fn read(
     let mut reader = log.reader(from, first, Isolation::ReadCommitted).with_context(step)?;
     let (mut next, mut heard) = (first, Instant::now());
     let mut records = Vec::new();
-    while next < below && heard.elapsed() < quiet {
+    while next < below && !reader.is_at_end() {
+        if heard.elapsed() > patience {
+            bail!("topic `{topic}`, partition {partition}: the records from offset {next} on do not arrive");
+        }
         match reader.read(READ_MAX, WAIT, &mut records) {
             Ok(()) => {}
             Err(error) if error.remedy == Remedy::Retry => thread::sleep(WAIT),

@@ -44,6 +44,7 @@ const GOOD_BYE: Duration = Duration::from_millis(200);
 const STRAYS_WITHIN: Duration = Duration::from_secs(5);
 /// A transaction whose records are on their way looks this often whether they have arrived.
 const FLUSH_SLICE: Duration = Duration::from_micros(500);
+const SERVING: &str = "serving the group";
 /// Longest wait for one slot in a producer's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// An open transaction of a dead owner holds readers back no longer than this, if nobody takes over before.
@@ -758,7 +759,8 @@ impl KafkaMember {
     /// Serves the client; a record that turns up is kept for its reader.
     fn poll(&mut self, wait: Duration) -> Result<bool, LogError> {
         let message = match self.consumer.poll(wait) {
-            None => return Ok(false),
+            // The client says so once, and is silent ever after.
+            None => return self.fatal().map_or(Ok(false), Err),
             Some(Ok(message)) => {
                 self.context.outage.over();
                 message
@@ -767,18 +769,7 @@ impl KafkaMember {
                 self.context.outage.heard(&error);
                 return Ok(false);
             }
-            Some(Err(error)) => {
-                let step = "serving the group";
-                return Err(match self.consumer.client().fatal_error() {
-                    // Also after a stall of its own, when its place was given to what it asked for a second time.
-                    Some((RDKafkaErrorCode::FencedInstanceId, _)) => LogError::new(
-                        Remedy::Restart,
-                        step,
-                        "its place was taken under the same `instance` name; if this goes on, another process has that name: give each its own",
-                    ),
-                    _ => classify(step, &error),
-                });
-            }
+            Some(Err(error)) => return Err(self.fatal().unwrap_or_else(|| classify(SERVING, &error))),
         };
         let partition = TopicPartition::new(message.topic(), message.partition());
         let record = to_record(&message);
@@ -790,6 +781,17 @@ impl KafkaMember {
             self.early.push((partition, record));
         }
         Ok(true)
+    }
+
+    /// Why the client is of no use any more.
+    fn fatal(&self) -> Option<LogError> {
+        let (code, what) = self.consumer.client().fatal_error()?;
+        let what = match code {
+            // Also after a stall of its own, when its place was given to what it asked for a second time.
+            RDKafkaErrorCode::FencedInstanceId => "its place was taken under the same `instance` name; if this goes on, another process has that name: give each its own".to_owned(),
+            _ => what,
+        };
+        Some(LogError::new(Remedy::Restart, SERVING, what))
     }
 
     /// Members read what is committed only, so the broker answers once no open transaction can move the offsets any more.

@@ -89,6 +89,7 @@ pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
             prepared: Arc::default(),
             next_try: 0,
             early: Vec::new(),
+            unheard: None,
         };
         let result = owners.work();
         owners.end_all();
@@ -150,12 +151,16 @@ struct Owners<'a> {
     next_try: u64,
     /// Came while something was waited for.
     early: Vec<MemberEvent>,
+    unheard: Option<LogError>,
 }
 
 impl Owners<'_> {
     fn work(&mut self) -> Result<(), LogError> {
         while !self.shared.stopping() {
             self.turning.beat();
+            if let Some(error) = self.unheard.take() {
+                return Err(error);
+            }
             let mut events = std::mem::take(&mut self.early);
             events.extend(self.member.events(if events.is_empty() { WAIT } else { Duration::ZERO })?);
             for event in events {
@@ -348,7 +353,10 @@ impl Owners<'_> {
                 owner.finish.store(true, Ordering::SeqCst);
                 while !owner.thread.is_finished() {
                     // A commit may take longer than a member may be silent.
-                    self.early.extend(self.member.events(Duration::ZERO).unwrap_or_default());
+                    match self.member.events(Duration::ZERO) {
+                        Ok(events) => self.early.extend(events),
+                        Err(error) => self.unheard = Some(error),
+                    }
                     runtime::sleep(Duration::from_millis(5));
                 }
                 let _ = owner.thread.join();

@@ -474,7 +474,7 @@ impl Stand {
             };
             match error.remedy {
                 Remedy::Retry => self.shared.broker_away(&error),
-                Remedy::Restart => unknown = !fault::is_removed("unknown outcomes are looked up"),
+                Remedy::Restart => unknown = true,
                 Remedy::Fenced | Remedy::Refuse => return Err(error),
             }
             if fault::is_removed("outbox") {
@@ -541,6 +541,9 @@ impl Stand {
         let position = self.reader.position().clone();
         let id = transactional_id(&self.shared.group, &position.topic, position.partition);
         self.producer = self.shared.log.transactional(&id)?;
+        if fault::is_removed("unknown outcomes are looked up") {
+            return Ok(false);
+        }
         let committed = self.shared.log.committed_by(&self.group, std::slice::from_ref(&position))?;
         let committed = committed.into_iter().next().flatten().map(|committed| committed.next_offset);
         if committed.is_some_and(|committed| committed != self.next_offset && committed != self.committed) {
