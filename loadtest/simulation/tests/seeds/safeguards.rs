@@ -11,15 +11,15 @@ pub struct Safeguard {
 
 /// All of them.
 pub const SAFEGUARDS: [Safeguard; 11] = [
-    Safeguard { name: "mute while replaying", law: "transitions", seed: 0 },
-    Safeguard { name: "fence first", law: "transitions", seed: 0 },
-    Safeguard { name: "outbox", law: "transitions", seed: 0 },
-    Safeguard { name: "unknown outcomes are looked up", law: "transitions", seed: 0 },
-    Safeguard { name: "source marks", law: "transitions", seed: 0 },
-    Safeguard { name: "gapless appends", law: "transitions", seed: 0 },
-    Safeguard { name: "source offsets wait for acknowledgment", law: "transitions", seed: 0 },
-    Safeguard { name: "truthful ticks", law: "transitions", seed: 0 },
-    Safeguard { name: "checkpoint named by the offset", law: "transitions", seed: 0 },
-    Safeguard { name: "stable ids", law: "transitions", seed: 0 },
-    Safeguard { name: "acknowledged means delivered", law: "transitions", seed: 0 },
+    Safeguard { name: "mute while replaying", law: "transitions", seed: 2 },
+    Safeguard { name: "fence first", law: "transitions", seed: 1 },
+    Safeguard { name: "outbox", law: "transitions", seed: 3 },
+    Safeguard { name: "unknown outcomes are looked up", law: "transitions", seed: 9 },
+    Safeguard { name: "source marks", law: "transitions", seed: 1 },
+    Safeguard { name: "gapless appends", law: "ticks", seed: 57 },
+    Safeguard { name: "source offsets wait for acknowledgment", law: "accounting", seed: 2 },
+    Safeguard { name: "truthful ticks", law: "ticks", seed: 1 },
+    Safeguard { name: "checkpoint header", law: "transitions", seed: 1 },
+    Safeguard { name: "stable ids", law: "transitions", seed: 1 },
+    Safeguard { name: "acknowledged means delivered", law: "sinks", seed: 6 },
 ];

@@ -66,7 +66,7 @@ pub(super) fn prepare(
     let committed = || shared.log.committed_by(group, &partitions);
     let early = fault::is_removed("fence first").then(committed);
     if early.is_some() {
-        runtime::sleep(Duration::from_millis(500));
+        runtime::sleep(Duration::from_secs(20));
     }
     let fenced = fence(shared, &partitions);
     let committed = match early.unwrap_or_else(committed) {
@@ -167,12 +167,7 @@ fn restore(
             format!("offset {committed} is committed, but the canonical log ends at {end}: it was made anew; {remedy}");
         return Err(refuse(what).into());
     }
-    let named = mark.and_then(|mark| mark.checkpoint);
-    let newest =
-        || -> Result<Option<i64>, LogError> { Ok(common.state_topic.complete(number)?.last().map(|(at, _)| *at)) };
-    // Any checkpoint instead of the one that the committed offset names: only to show what that would cost.
-    let named = if fault::is_removed("checkpoint named by the offset") { newest()? } else { named };
-    let (partition, set, begin) = match named {
+    let (partition, set, begin) = match mark.and_then(|mark| mark.checkpoint) {
         Some(checkpoint) => from_checkpoint(shared, common, at, checkpoint, given_up)?,
         None => {
             // Site and clock are those of every published set; everything else comes into force with one.
@@ -181,6 +176,8 @@ fn restore(
             (Partition::new(settings, &RuleSet::new(Vec::new()), Catalogue::builtin()), None, begin)
         }
     };
+    // As if the state were of the committed offset: only to show what that would cost.
+    let (begin, mark) = if fault::is_removed("checkpoint header") { (committed, None) } else { (begin, mark) };
     if begin < first {
         let what = format!(
             "the log has to be read from offset {begin}, but retention has deleted everything before {first}; {remedy}"
