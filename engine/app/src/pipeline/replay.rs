@@ -2,7 +2,7 @@
 //! happened to instances and batches.
 //!
 //! [`Derivation`] is one partition, record by record, from its first record or from a checkpoint. Rule sets come into force
-//! where the log says so; they are looked up by number and hash in [`PublishedSets`]. [`Records`] reads a stretch of a
+//! where the log says so; they are looked up by number and hash in [`PublishedSets`]. `Records` reads a stretch of a
 //! partition. [`canonical_log`] derives a whole topic, [`alerts`] reads what was committed; `crate::verify` compares.
 
 use std::collections::hash_map::Entry;
