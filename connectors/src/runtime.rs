@@ -2,7 +2,7 @@
 //!
 //! Everything of the pipeline that waits does so through here. In a product that is the operating system. With the feature
 //! `simulation`, threads that a simulation started take turns under a seeded scheduler, and time passes only when all of
-//! them wait: see [`simulated`]. Threads outside a simulation are not concerned.
+//! them wait: see `simulated`. Threads outside a simulation are not concerned.
 
 pub mod fault;
 #[cfg(feature = "simulation")]
