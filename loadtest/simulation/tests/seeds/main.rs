@@ -24,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SEEDS: u64 = 1_000;
 /// Each fault point is reached at least so often in them, and something happens there at least so often.
 const REACHED_MIN: u64 = 100;
-const HAPPENED_MIN: u64 = 50;
+const HAPPENED_MIN: u64 = 100;
 const FIRST_SEED: u64 = 1;
 
 fn from_environment(name: &str) -> Option<u64> {
