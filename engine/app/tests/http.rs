@@ -7,7 +7,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,10 +16,7 @@ use wardbell::pipeline::{Job, JobSettings, SinkSettings, Topics};
 use wardbell::sets::Document;
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::memory::MemoryLog;
-use wardbell_connectors::log::{
-    Appender, Committed, GroupHandle, Isolation, Log, LogError, Member, Membership, Outgoing, PartitionReader, Remedy,
-    StampedBy, TopicPartition, TopicSpec, Transactional,
-};
+use wardbell_connectors::log::{Log, Outgoing, StampedBy, TopicSpec};
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink, SinkError};
 use wardbell_core::partition::Settings;
 use wardbell_rules::packs;
@@ -429,86 +425,18 @@ fn a_failing_sink_is_told_with_what_to_do_and_liveness_goes_on() {
     ward.end();
 }
 
-/// A log whose broker can be away: nobody answers where an end is.
-struct Outage {
-    inner: MemoryLog,
-    away: AtomicBool,
-}
-
-impl Log for Outage {
-    fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(LogError::new(Remedy::Retry, "asking for an end", "no broker answers"));
-        }
-        self.inner.offsets(topic, partition)
-    }
-
-    fn prepare(&self, topics: &[TopicSpec]) -> Result<(), LogError> {
-        self.inner.prepare(topics)
-    }
-
-    fn describe(&self, topic: &str) -> Result<(i32, StampedBy), LogError> {
-        self.inner.describe(topic)
-    }
-
-    fn committed_with_metadata(
-        &self,
-        group: &str,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<Option<Committed>>, LogError> {
-        self.inner.committed_with_metadata(group, partitions)
-    }
-
-    fn committed_by(
-        &self,
-        member: &GroupHandle,
-        partitions: &[TopicPartition],
-    ) -> Result<Vec<Option<Committed>>, LogError> {
-        self.inner.committed_by(member, partitions)
-    }
-
-    fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
-        self.inner.delete_before(topic, partition, offset)
-    }
-
-    fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
-        self.inner.appender()
-    }
-
-    fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
-        self.inner.transactional(id)
-    }
-
-    fn outsider(&self, group: &str) -> Result<GroupHandle, LogError> {
-        self.inner.outsider(group)
-    }
-
-    fn join(&self, membership: &Membership) -> Result<Box<dyn Member>, LogError> {
-        self.inner.join(membership)
-    }
-
-    fn reader(
-        &self,
-        from: &TopicPartition,
-        next_offset: i64,
-        isolation: Isolation,
-    ) -> Result<Box<dyn PartitionReader>, LogError> {
-        self.inner.reader(from, next_offset, isolation)
-    }
-}
-
 #[test]
 fn a_broker_that_is_away_is_told_ends_readiness_and_not_liveness() {
-    let log = Arc::new(Outage { inner: MemoryLog::new(Arc::new(SystemClock)), away: AtomicBool::new(false) });
-    let ward = Ward::new(log.clone(), true, None);
+    let log = MemoryLog::new(Arc::new(SystemClock));
+    let ward = Ward::new(Arc::new(log.clone()), true, None);
     wait_for(ward.address(), "/readyz", |answer| answer.status == 200);
-    log.away.store(true, Ordering::SeqCst);
+    log.set_available(false);
     let unready = wait_for(ward.address(), "/readyz", |answer| answer.status == 503);
     assert!(unready.body.contains("the broker does not answer"), "{}", unready.body);
     let told = wait_for(ward.address(), "/healthz", |answer| answer.status == 503).json();
     assert_eq!(finding(&told, "broker").map(|finding| &finding["severity"]), Some(&"failing".into()));
     assert_eq!(get(ward.address(), "/livez").status, 200);
-    log.away.store(false, Ordering::SeqCst);
+    log.set_available(true);
     wait_for(ward.address(), "/readyz", |answer| answer.status == 200);
     ward.end();
 }

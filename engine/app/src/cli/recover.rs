@@ -6,10 +6,8 @@ use std::sync::Arc;
 use wardbell_connectors::clock::SystemClock;
 use wardbell_connectors::log::{Log, Remedy};
 
-use super::{FINDING, MISUSE, OK, colored, plural, start_logs};
-use crate::config;
+use super::{FINDING, MISUSE, OK, load_config, start_logs};
 use crate::recover::{Basis, Request, recover};
-use crate::rules_files;
 
 /// What `--empty` without `--yes` says.
 const WHAT_IS_LOST: &str = "--empty goes on with the newest day of the canonical log and the open alerts, and forgets what the partition knew from before: \
@@ -59,13 +57,8 @@ pub fn run(arguments: &Arguments) -> u8 {
         eprintln!("{WHAT_IS_LOST}");
         return MISUSE;
     }
-    let config = match config::load(&arguments.config) {
-        Ok(config) => config,
-        Err((files, faults)) => {
-            eprint!("{}", rules_files::render(&faults, &files, colored()));
-            eprintln!("the configuration cannot be used: {}", plural(faults.len(), "fault", "faults"));
-            return MISUSE;
-        }
+    let Some(config) = load_config(&arguments.config) else {
+        return MISUSE;
     };
     let request = Request {
         group: config.group.clone(),

@@ -12,12 +12,11 @@ use wardbell_connectors::sink::jsonl::JsonLines;
 use wardbell_connectors::sink::webhook::Webhook;
 use wardbell_connectors::sink::{Sink, SinkError};
 
-use super::{FINDING, MISUSE, OK, colored, plural, start_logs};
+use super::{FINDING, MISUSE, OK, colored, load_config, start_logs};
 use crate::config::{self, Config, SinkKind};
 use crate::http;
 use crate::latency_files::LatencyFiles;
 use crate::pipeline::{Job, JobSettings, SinkSettings};
-use crate::rules_files;
 use crate::sets::Document;
 use crate::systemd::Systemd;
 
@@ -68,13 +67,8 @@ pub fn run(arguments: &Arguments) -> u8 {
 /// Runs the job with further sinks, made anew for each attempt to start.
 pub fn run_with(arguments: &Arguments, further_sinks: &dyn Fn() -> Vec<SinkSettings>) -> u8 {
     start_logs(false);
-    let config = match config::load(&arguments.config) {
-        Ok(config) => config,
-        Err((file, faults)) => {
-            eprint!("{}", rules_files::render(&faults, file.as_slice(), colored()));
-            eprintln!("the configuration cannot be used: {}", plural(faults.len(), "fault", "faults"));
-            return MISUSE;
-        }
+    let Some(config) = load_config(&arguments.config) else {
+        return MISUSE;
     };
     let configured = load_rules(&config);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
