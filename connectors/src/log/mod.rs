@@ -28,6 +28,13 @@ pub struct TopicSpec {
     pub any_partitions: bool,
 }
 
+impl TopicSpec {
+    /// A topic of others, as they have it; made where it is missing.
+    pub fn of_others(name: &str, partitions: i32, stamped_by: StampedBy) -> Self {
+        Self { name: name.to_owned(), partitions, stamped_by, retention: None, create: true, any_partitions: true }
+    }
+}
+
 /// Who sets a record's time stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StampedBy {

@@ -34,26 +34,8 @@ struct Ward {
 impl Ward {
     fn new(partitions: i32) -> Self {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
-        let topics = Topics {
-            source: vec!["ward.source".to_owned()],
-            create_source: None,
-            canonical: "ward.readings".to_owned(),
-            alerts: "ward.alerts".to_owned(),
-            dead_letters: "ward.dead-letters".to_owned(),
-            control: "ward.control".to_owned(),
-            state: "ward.state".to_owned(),
-            partitions,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        };
-        let source = TopicSpec {
-            name: topics.source[0].clone(),
-            partitions: 1,
-            stamped_by: StampedBy::Producer,
-            retention: None,
-            create: true,
-            any_partitions: true,
-        };
+        let topics = Topics::named("ward", vec!["ward.source".to_owned()], partitions);
+        let source = TopicSpec::of_others(&topics.source[0], 1, StampedBy::Producer);
         log.prepare(&[source]).expect("the source topic is made");
         let control = ControlTopic::new(log.clone(), &topics.control);
         Self { log, topics, control }

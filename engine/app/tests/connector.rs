@@ -61,49 +61,21 @@ struct Ran {
 
 fn run(connectors: Vec<Connector>, records: &[String]) -> Ran {
     let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
-    let topics = Topics {
-        source: vec![SOURCE.to_owned()],
-        create_source: None,
-        canonical: "readings".to_owned(),
-        alerts: "alerts".to_owned(),
-        dead_letters: "dead-letters".to_owned(),
-        control: "control".to_owned(),
-        state: "state".to_owned(),
-        partitions: 3,
-        retention: Duration::from_secs(86_400),
-        create: true,
-    };
-    let source = TopicSpec {
-        name: SOURCE.to_owned(),
-        partitions: 1,
-        stamped_by: StampedBy::Producer,
-        retention: None,
-        create: true,
-        any_partitions: true,
-    };
+    let topics = Topics::named("job", vec![SOURCE.to_owned()], 3);
+    let source = TopicSpec::of_others(SOURCE, 1, StampedBy::Producer);
     log.prepare(&[source]).expect("the source topic is made");
     send(&*log, records);
     let decision = Settings { record_clock: true, ..Settings::new("connector") };
     let settings = JobSettings {
-        group: "job".to_owned(),
-        instance: None,
-        topics: topics.clone(),
-        configured: Some(Document::new(&packs::adult_ward(), &decision)),
-        decision,
-        folder: None,
         commit_every: Duration::from_millis(500),
-        strict_replay: true,
-        leave_on_exit: false,
-        checkpoint_every: Duration::from_secs(60),
         tick_every: Duration::from_millis(200),
-        canary_every: None,
         connectors,
         sinks: vec![SinkSettings {
             name: "nowhere".to_owned(),
             identity: Identity::Full,
             lanes: vec![Box::new(Nowhere)],
         }],
-        record_only: false,
+        ..JobSettings::new("job", topics.clone(), Document::new(&packs::adult_ward(), &decision))
     };
     let job = Job::start(settings, log.clone(), Arc::new(SystemClock)).expect("the job starts");
     job.drain(PATIENCE).expect("everything is worked through");

@@ -32,18 +32,8 @@ struct Ward {
 impl Ward {
     fn new(log: Arc<dyn Log>, partitions: i32) -> Self {
         let name = server::fresh("deliver");
-        let topics = Topics {
-            source: vec![format!("{name}.source")],
-            create_source: Some(1),
-            canonical: format!("{name}.readings"),
-            alerts: format!("{name}.alerts"),
-            dead_letters: format!("{name}.dead-letters"),
-            control: format!("{name}.control"),
-            state: format!("{name}.state"),
-            partitions,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        };
+        let topics =
+            Topics { create_source: Some(1), ..Topics::named(&name, vec![format!("{name}.source")], partitions) };
         log.prepare(&topic_specs(&topics)).expect("the topics are made");
         Self { log, topics }
     }
@@ -81,21 +71,15 @@ impl Ward {
     fn start_with(&self, sinks: Vec<SinkSettings>, record_only: bool) -> Job {
         let decision = Settings::new("deliver");
         let settings = JobSettings {
-            group: format!("{}.job", self.topics.canonical),
-            instance: None,
-            topics: self.topics.clone(),
-            configured: Some(Document::new(&packs::adult_ward(), &decision)),
-            decision,
-            folder: None,
             commit_every: Duration::from_millis(500),
-            strict_replay: true,
-            leave_on_exit: false,
-            checkpoint_every: Duration::from_secs(60),
             tick_every: Duration::from_millis(200),
-            canary_every: None,
-            connectors: Vec::new(),
             sinks,
             record_only,
+            ..JobSettings::new(
+                &format!("{}.job", self.topics.canonical),
+                self.topics.clone(),
+                Document::new(&packs::adult_ward(), &decision),
+            )
         };
         Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
     }

@@ -53,29 +53,11 @@ fn kafka(test: &str) -> Option<Arc<dyn Log>> {
 /// Topics of one test, all fresh.
 fn topics(partitions: i32) -> Topics {
     let name = server::fresh("e2e");
-    Topics {
-        source: vec![format!("{name}.source")],
-        create_source: None,
-        canonical: format!("{name}.readings"),
-        alerts: format!("{name}.alerts"),
-        dead_letters: format!("{name}.dead-letters"),
-        control: format!("{name}.control"),
-        state: format!("{name}.state"),
-        partitions,
-        retention: Duration::from_secs(86_400),
-        create: true,
-    }
+    Topics::named(&name, vec![format!("{name}.source")], partitions)
 }
 
 fn make_source(log: &dyn Log, topics: &Topics, partitions: i32, stamped_by: StampedBy) {
-    let spec = TopicSpec {
-        name: topics.source[0].clone(),
-        partitions,
-        stamped_by,
-        retention: None,
-        create: true,
-        any_partitions: true,
-    };
+    let spec = TopicSpec::of_others(&topics.source[0], partitions, stamped_by);
     log.prepare(&[spec]).expect("the source topic is made");
 }
 
@@ -113,21 +95,14 @@ fn sink(name: &str, failures: u32) -> (SinkSettings, Arc<Mutex<Vec<Alert>>>) {
 
 fn start(log: &Arc<dyn Log>, topics: &Topics, record_clock: bool, sinks: Vec<SinkSettings>) -> Job {
     let settings = JobSettings {
-        group: format!("{}.job", topics.canonical),
-        instance: None,
-        topics: topics.clone(),
-        decision: decision(record_clock),
-        configured: Some(Document::new(&packs::adult_ward(), &decision(record_clock))),
-        folder: None,
         commit_every: Duration::from_millis(500),
-        strict_replay: true,
-        leave_on_exit: false,
-        checkpoint_every: Duration::from_secs(60),
         tick_every: Duration::from_millis(200),
-        canary_every: None,
-        connectors: Vec::new(),
         sinks,
-        record_only: false,
+        ..JobSettings::new(
+            &format!("{}.job", topics.canonical),
+            topics.clone(),
+            Document::new(&packs::adult_ward(), &decision(record_clock)),
+        )
     };
     Job::start(settings, log.clone(), Arc::new(SystemClock)).expect("the job starts")
 }

@@ -29,18 +29,7 @@ const SOURCE: &str = "devices";
 const GROUP: &str = "ward";
 
 fn topics() -> Topics {
-    Topics {
-        source: vec![SOURCE.to_owned()],
-        create_source: Some(1),
-        canonical: "ward.readings".to_owned(),
-        alerts: "ward.alerts".to_owned(),
-        dead_letters: "ward.dead-letters".to_owned(),
-        control: "ward.control".to_owned(),
-        state: "ward.state".to_owned(),
-        partitions: 2,
-        retention: Duration::from_secs(86_400),
-        create: true,
-    }
+    Topics { create_source: Some(1), ..Topics::named("ward", vec![SOURCE.to_owned()], 2) }
 }
 
 /// A log whose source topic can lose its beginning, and whose normalizer can be slow.
@@ -61,21 +50,11 @@ impl Ward {
     fn start(self: &Arc<Self>, sinks: Vec<SinkSettings>) -> Job {
         let decision = Settings::new("outage");
         let settings = JobSettings {
-            group: GROUP.to_owned(),
-            instance: None,
-            topics: topics(),
-            configured: Some(Document::new(&packs::adult_ward(), &decision)),
-            decision,
-            folder: None,
             commit_every: Duration::from_millis(200),
-            checkpoint_every: Duration::from_secs(60),
-            strict_replay: true,
             leave_on_exit: true,
             tick_every: Duration::from_millis(200),
-            canary_every: None,
-            connectors: Vec::new(),
             sinks,
-            record_only: false,
+            ..JobSettings::new(GROUP, topics(), Document::new(&packs::adult_ward(), &decision))
         };
         Job::start(settings, self.clone(), Arc::new(SystemClock)).expect("the job starts")
     }

@@ -46,26 +46,8 @@ impl Ward {
         let options = BTreeMap::from([("bootstrap.servers".to_owned(), bootstrap.to_owned())]);
         let log: Arc<dyn Log> = Arc::new(KafkaLog::new(options).expect("the options are valid"));
         let name = server::fresh("ownership");
-        let topics = Topics {
-            source: vec![format!("{name}.source")],
-            create_source: None,
-            canonical: format!("{name}.readings"),
-            alerts: format!("{name}.alerts"),
-            dead_letters: format!("{name}.dead-letters"),
-            control: format!("{name}.control"),
-            state: format!("{name}.state"),
-            partitions,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        };
-        let source = TopicSpec {
-            name: topics.source[0].clone(),
-            partitions: SOURCE_PARTITIONS,
-            stamped_by: StampedBy::Broker,
-            retention: None,
-            create: true,
-            any_partitions: true,
-        };
+        let topics = Topics::named(&name, vec![format!("{name}.source")], partitions);
+        let source = TopicSpec::of_others(&topics.source[0], SOURCE_PARTITIONS, StampedBy::Broker);
         log.prepare(&[source]).expect("the source topic is made");
         Self { log, topics }
     }
@@ -85,21 +67,15 @@ impl Ward {
 
     fn settings(&self) -> JobSettings {
         JobSettings {
-            group: format!("{}.job", self.topics.canonical),
-            instance: None,
-            topics: self.topics.clone(),
-            decision: decision(),
-            configured: Some(Document::new(&rules(), &decision())),
-            folder: None,
             commit_every: Duration::from_millis(500),
             checkpoint_every: Duration::from_secs(2),
             tick_every: Duration::from_millis(500),
-            canary_every: None,
-            connectors: Vec::new(),
-            sinks: Vec::new(),
-            record_only: false,
-            strict_replay: true,
             leave_on_exit: true,
+            ..JobSettings::new(
+                &format!("{}.job", self.topics.canonical),
+                self.topics.clone(),
+                Document::new(&rules(), &decision()),
+            )
         }
     }
 

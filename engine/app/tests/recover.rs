@@ -35,26 +35,8 @@ struct Ward {
 impl Ward {
     fn new() -> Self {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
-        let topics = Topics {
-            source: vec!["ward.source".to_owned()],
-            create_source: None,
-            canonical: "ward.readings".to_owned(),
-            alerts: "ward.alerts".to_owned(),
-            dead_letters: "ward.dead-letters".to_owned(),
-            control: "ward.control".to_owned(),
-            state: "ward.state".to_owned(),
-            partitions: 1,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        };
-        let source = TopicSpec {
-            name: topics.source[0].clone(),
-            partitions: 1,
-            stamped_by: StampedBy::Producer,
-            retention: None,
-            create: true,
-            any_partitions: true,
-        };
+        let topics = Topics::named("ward", vec!["ward.source".to_owned()], 1);
+        let source = TopicSpec::of_others(&topics.source[0], 1, StampedBy::Producer);
         log.prepare(&[source]).expect("the source topic is made");
         Self { log, topics }
     }
@@ -62,21 +44,11 @@ impl Ward {
     fn start(&self, group: &str) -> Job {
         let file = SourceFile { path: "low.rhai".to_owned(), text: RULE.to_owned() };
         let settings = JobSettings {
-            group: group.to_owned(),
-            instance: None,
-            topics: self.topics.clone(),
-            decision: decision(),
-            configured: Some(Document::new(&[file], &decision())),
-            folder: None,
             commit_every: Duration::from_millis(200),
             checkpoint_every: Duration::from_secs(3_600),
-            strict_replay: true,
             leave_on_exit: true,
             tick_every: Duration::from_millis(200),
-            canary_every: None,
-            connectors: Vec::new(),
-            sinks: Vec::new(),
-            record_only: false,
+            ..JobSettings::new(group, self.topics.clone(), Document::new(&[file], &decision()))
         };
         Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
     }

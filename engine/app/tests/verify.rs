@@ -38,18 +38,7 @@ struct Ward {
 impl Ward {
     fn after_two_jobs() -> Self {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
-        let topics = Topics {
-            source: vec!["ward.source".to_owned()],
-            create_source: None,
-            canonical: "ward.readings".to_owned(),
-            alerts: "ward.alerts".to_owned(),
-            dead_letters: "ward.dead-letters".to_owned(),
-            control: "ward.control".to_owned(),
-            state: "ward.state".to_owned(),
-            partitions: PARTITIONS,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        };
+        let topics = Topics::named("ward", vec!["ward.source".to_owned()], PARTITIONS);
         let ward = Self { log, topics, copies: Cell::new(0) };
         ward.make("ward.source", 1, StampedBy::Producer);
         for seconds in [0..HALF, HALF..SECONDS] {
@@ -62,29 +51,15 @@ impl Ward {
     }
 
     fn make(&self, name: &str, partitions: i32, stamped_by: StampedBy) {
-        let any_partitions = true;
-        let spec =
-            TopicSpec { name: name.to_owned(), partitions, stamped_by, retention: None, create: true, any_partitions };
+        let spec = TopicSpec::of_others(name, partitions, stamped_by);
         self.log.prepare(&[spec]).expect("the topic is made");
     }
 
     fn start(&self) -> Job {
         let settings = JobSettings {
-            group: GROUP.to_owned(),
-            instance: None,
-            topics: self.topics.clone(),
-            decision: decision(),
-            configured: Some(Document::new(&rules(), &decision())),
-            folder: None,
             commit_every: Duration::from_millis(500),
-            checkpoint_every: Duration::from_secs(60),
-            strict_replay: true,
-            leave_on_exit: false,
             tick_every: Duration::from_millis(200),
-            canary_every: None,
-            connectors: Vec::new(),
-            sinks: Vec::new(),
-            record_only: false,
+            ..JobSettings::new(GROUP, self.topics.clone(), Document::new(&rules(), &decision()))
         };
         Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
     }

@@ -49,14 +49,7 @@ pub struct Demo {
 pub fn run(demo: &Demo) -> anyhow::Result<bool> {
     let clock = Arc::new(SystemClock);
     let log = Arc::new(MemoryLog::new(clock.clone()));
-    let source = TopicSpec {
-        name: SOURCE.to_owned(),
-        partitions: 1,
-        stamped_by: StampedBy::Producer,
-        retention: None,
-        create: true,
-        any_partitions: true,
-    };
+    let source = TopicSpec::of_others(SOURCE, 1, StampedBy::Producer);
     log.prepare(&[source])?;
     let decision = Settings { record_clock: true, ..Settings::new("demo-ward") };
     let rules = Document::new(&packs::adult_ward(), &decision);
@@ -67,32 +60,24 @@ pub fn run(demo: &Demo) -> anyhow::Result<bool> {
     let lane: Box<dyn Sink> =
         if demo.json { Box::new(StdoutLines) } else { Box::new(Console::new(clock.clone(), Some(WARD_START))) };
     let settings = JobSettings {
-        group: "demo".to_owned(),
-        instance: None,
-        topics: Topics {
-            source: vec![SOURCE.to_owned()],
-            create_source: None,
-            canonical: "demo.readings".to_owned(),
-            alerts: "demo.alerts".to_owned(),
-            dead_letters: "demo.dead-letters".to_owned(),
-            control: "demo.control".to_owned(),
-            state: "demo.state".to_owned(),
-            partitions: PARTITIONS,
-            retention: Duration::from_secs(86_400),
-            create: true,
-        },
-        decision,
-        configured: Some(rules),
-        folder: None,
         commit_every: Duration::from_secs(1),
-        checkpoint_every: Duration::from_secs(60),
-        strict_replay: true,
-        leave_on_exit: false,
-        tick_every: Duration::from_secs(1),
-        canary_every: None,
-        connectors: Vec::new(),
         sinks: vec![SinkSettings { name: "demo".to_owned(), identity: Identity::Full, lanes: vec![lane] }],
-        record_only: false,
+        ..JobSettings::new(
+            "demo",
+            Topics {
+                source: vec![SOURCE.to_owned()],
+                create_source: None,
+                canonical: "demo.readings".to_owned(),
+                alerts: "demo.alerts".to_owned(),
+                dead_letters: "demo.dead-letters".to_owned(),
+                control: "demo.control".to_owned(),
+                state: "demo.state".to_owned(),
+                partitions: PARTITIONS,
+                retention: Duration::from_secs(86_400),
+                create: true,
+            },
+            rules,
+        )
     };
     let job = Job::start(settings, log.clone(), clock)?;
     let mut appender = log.appender()?;

@@ -104,6 +104,49 @@ pub struct Topics {
     pub create: bool,
 }
 
+impl Topics {
+    /// All under one name, as `NAME.readings`, kept for a day and made where they are missing; the source topics as given.
+    pub fn named(name: &str, source: Vec<String>, partitions: i32) -> Self {
+        let topic = |what: &str| format!("{name}.{what}");
+        Self {
+            source,
+            create_source: None,
+            canonical: topic("readings"),
+            alerts: topic("alerts"),
+            dead_letters: topic("dead-letters"),
+            control: topic("control"),
+            state: topic("state"),
+            partitions,
+            retention: Duration::from_secs(86_400),
+            create: true,
+        }
+    }
+}
+
+impl JobSettings {
+    /// A job that starts with these rules and tells nobody: no sinks, no connectors, no folder, no canaries, and strict about
+    /// what a replay gives.
+    pub fn new(group: &str, topics: Topics, configured: Document) -> Self {
+        Self {
+            group: group.to_owned(),
+            instance: None,
+            topics,
+            decision: configured.settings(),
+            configured: Some(configured),
+            folder: None,
+            commit_every: Duration::from_secs(5),
+            checkpoint_every: Duration::from_secs(60),
+            strict_replay: true,
+            leave_on_exit: false,
+            tick_every: Duration::from_secs(1),
+            canary_every: None,
+            connectors: Vec::new(),
+            sinks: Vec::new(),
+            record_only: false,
+        }
+    }
+}
+
 /// A sink with its name and what of a patient's identity it gets.
 pub struct SinkSettings {
     pub name: String,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -44,11 +44,10 @@ const SESSION: Duration = Duration::from_secs(6);
 const GROUP: &str = "ward";
 const SITE: &str = "simulation";
 const PARTITIONS: i32 = 3;
-const CANONICAL: &str = "ward.readings";
-const ALERTS: &str = "ward.alerts";
-const DEAD_LETTERS: &str = "ward.dead-letters";
-const CONTROL: &str = "ward.control";
-const STATE: &str = "ward.state";
+static TOPICS: LazyLock<Topics> = LazyLock::new(|| {
+    let source = ward::TOPICS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    Topics::named(GROUP, source, PARTITIONS)
+});
 const SINKS: [&str; 2] = ["pager", "board"];
 /// What was decided so long before the end has reached every sink.
 const SETTLED_US: Micros = 10_000_000;
@@ -223,14 +222,7 @@ impl Simulation {
     }
 
     fn make_sources(&self) {
-        let spec = |(name, partitions): (&str, i32)| TopicSpec {
-            name: name.to_owned(),
-            partitions,
-            stamped_by: StampedBy::Broker,
-            retention: None,
-            create: true,
-            any_partitions: true,
-        };
+        let spec = |(name, partitions): (&str, i32)| TopicSpec::of_others(name, partitions, StampedBy::Broker);
         let specs: Vec<TopicSpec> = ward::TOPICS.into_iter().map(spec).collect();
         self.log.prepare(&specs).expect("source topics");
     }
@@ -333,7 +325,7 @@ impl Simulation {
                 self.due.push((at + pause, Due::BrokerBack));
             }
             Event::Publish { set } => {
-                let topic = ControlTopic::new(Arc::new(self.log.clone()), CONTROL);
+                let topic = ControlTopic::new(Arc::new(self.log.clone()), &TOPICS.control);
                 let document = self.sets[set].clone();
                 // The publisher waits for the broker by itself.
                 let work = move || {
@@ -539,7 +531,7 @@ impl Simulation {
     /// What the operator's own proof finds: the alerts byte for byte, and the counts beside the committed offsets.
     fn verified(&self) -> Vec<String> {
         let log: Arc<dyn Log> = Arc::new(self.log.clone());
-        match verify(&log, &Scope::of(GROUP, &topics()), &mut |_| {}) {
+        match verify(&log, &Scope::of(GROUP, &TOPICS), &mut |_| {}) {
             Ok(compared) => compared
                 .into_iter()
                 .filter_map(|one| {
@@ -566,11 +558,11 @@ impl Simulation {
         }
         Run {
             source: source.collect(),
-            canonical: of(CANONICAL, PARTITIONS),
+            canonical: of(&TOPICS.canonical, PARTITIONS),
             decided: committed.into_iter().map(Option::unwrap_or_default).collect(),
-            dead_letters: of(DEAD_LETTERS, 1).concat(),
-            alerts: of(ALERTS, PARTITIONS),
-            control: of(CONTROL, 1).concat(),
+            dead_letters: of(&TOPICS.dead_letters, 1).concat(),
+            alerts: of(&TOPICS.alerts, PARTITIONS),
+            control: of(&TOPICS.control, 1).concat(),
             sinks,
             told_until_us: Some(stopped_us - SETTLED_US),
             clock_set_back: false,
@@ -579,7 +571,7 @@ impl Simulation {
 }
 
 fn canonical_partitions() -> Vec<TopicPartition> {
-    (0..PARTITIONS).map(|n| TopicPartition::new(CANONICAL, n)).collect()
+    (0..PARTITIONS).map(|n| TopicPartition::new(&TOPICS.canonical, n)).collect()
 }
 
 /// A hash over the records of the topics.
@@ -619,35 +611,12 @@ fn job_settings(name: usize, leave_on_exit: bool, receiver: &Arc<Receiver>, conf
         lanes: vec![SimulatedSink::boxed(receiver, sink_name, name)],
     };
     JobSettings {
-        group: GROUP.to_owned(),
         instance: Some(format!("i{name}")),
-        topics: topics(),
-        decision: configured.settings(),
-        configured: Some(configured.clone()),
-        folder: None,
-        commit_every: Duration::from_secs(5),
         checkpoint_every: Duration::from_secs(30),
-        strict_replay: true,
         leave_on_exit,
         tick_every: Duration::from_secs(2),
         canary_every: Some(Duration::from_secs(60)),
-        connectors: Vec::new(),
         sinks: SINKS.iter().map(|name| sink(name)).collect(),
-        record_only: false,
-    }
-}
-
-fn topics() -> Topics {
-    Topics {
-        source: ward::TOPICS.iter().map(|(name, _)| (*name).to_owned()).collect(),
-        create_source: None,
-        canonical: CANONICAL.to_owned(),
-        alerts: ALERTS.to_owned(),
-        dead_letters: DEAD_LETTERS.to_owned(),
-        control: CONTROL.to_owned(),
-        state: STATE.to_owned(),
-        partitions: PARTITIONS,
-        retention: Duration::from_secs(86_400),
-        create: true,
+        ..JobSettings::new(GROUP, TOPICS.clone(), configured.clone())
     }
 }
