@@ -169,6 +169,7 @@ impl Owners<'_> {
                         // The client stands still with all it reads until it is answered; what is new begins once it is
                         // prepared.
                         self.member.start_split(&[])?;
+                        self.shared.statistics.assigned(partitions.iter().map(|partition| partition.partition));
                         let now = Instant::now();
                         let due =
                             |partition| (partition, Held { work: Work::Due(now), since: now, failures: Vec::new() });
@@ -383,6 +384,7 @@ impl Owners<'_> {
             self.shared.health.clear(&health_key(partition.partition));
             let group = group(&self.shared.group);
             self.shared.statistics.released(&group, &partition.topic, partition.partition);
+            self.shared.statistics.unassigned(partition.partition);
         }
         lock(&self.ended).retain(|(of, ..)| !partitions.contains(of));
         drop(waiting);

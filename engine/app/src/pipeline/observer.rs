@@ -54,16 +54,14 @@ impl Observer {
         }
         let counts = self.shared.statistics.counts();
         for stage in self.shared.stages() {
-            let mut held = stage.topics.iter().flat_map(|topic| counts.held(&stage.group, topic)).peekable();
-            if held.peek().is_none() && health.uptime() < STANDING_BY_AFTER {
+            let mut held = stage.topics.iter().flat_map(|topic| counts.held(&stage.group, topic));
+            if held.next().is_none() && health.uptime() < STANDING_BY_AFTER {
                 reasons.push(format!("stage `{}` has no partitions yet", stage.name));
             }
-            if stage.name != "decide" {
-                continue;
-            }
-            for (place, ..) in held.filter(|(place, ..)| !counts.active_sets.contains_key(&place.partition)) {
-                reasons.push(format!("partition {} has no rule set yet", place.partition));
-            }
+        }
+        for partition in counts.assigned.iter().filter(|partition| !counts.active_sets.contains_key(partition)) {
+            reasons
+                .push(format!("partition {partition} is not decided yet: it is being taken over, or has no rule set"));
         }
         reasons
     }

@@ -76,6 +76,8 @@ pub(crate) struct Counts {
     /// By topic and partition of a source.
     pub lost: BTreeMap<(String, i32), LostRecords>,
     pub active_sets: BTreeMap<i32, ActiveSet>,
+    /// Canonical partitions that are this instance's to decide, also while they are still being taken over.
+    pub assigned: BTreeSet<i32>,
     failure: Option<String>,
 }
 
@@ -243,6 +245,16 @@ impl Statistics {
             counts.decided_before.merge(&outcomes);
         }
         counts.active_sets.remove(&partition);
+    }
+
+    /// Canonical partitions are this instance's to decide from now on.
+    pub(super) fn assigned(&self, partitions: impl IntoIterator<Item = i32>) {
+        self.lock().assigned.extend(partitions);
+    }
+
+    /// A canonical partition is another instance's.
+    pub(super) fn unassigned(&self, partition: i32) {
+        self.lock().assigned.remove(&partition);
     }
 
     /// A partition's thread ended with an error.
