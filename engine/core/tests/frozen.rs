@@ -3,7 +3,9 @@
 #[path = "../../../schemas/samples/sample.rs"]
 mod sample;
 
-use wardbell_core::partition::{Partition, Settings};
+use sha2::{Digest, Sha256};
+use wardbell_core::partition::checkpoint::Unreadable;
+use wardbell_core::partition::{Partition, SEMANTICS, Settings};
 use wardbell_rules::{RuleSet, Severity, SourceFile, compile_all};
 use wardbell_schemas::SECOND;
 use wardbell_schemas::alert::TransitionKind;
@@ -96,12 +98,12 @@ fn a_frozen_checkpoint_is_restored_and_written_as_it_was() {
     let frozen = [sample::read("checkpoint-1.hex")];
     let head = Partition::head(&frozen).expect("a frozen checkpoint says what it is");
     assert_eq!((head.form, head.site.as_str(), head.in_force.as_ref()), (1, "st-marys", Some(&(1, SET.to_owned()))));
-    assert_eq!((head.transitions, head.n_patients), (2, 2));
     let settings = Settings::new("st-marys");
     let mut restored =
         Partition::restore_checkpoint(settings, &set(), Catalogue::builtin(), &frozen).expect("it can be restored");
     assert_eq!((restored.transitions(), restored.digest()), (before.transitions(), before.digest()));
     assert_eq!((restored.transitions(), restored.digest()), (head.transitions, &head.digest));
+    assert_eq!(head.transitions, 2);
     // It knows marks, windows and open episodes: what was applied is repeated, and the episodes end under their ids.
     for partition in [&mut before, &mut restored] {
         feed(partition, 15..40, 980, 700);
@@ -111,4 +113,22 @@ fn a_frozen_checkpoint_is_restored_and_written_as_it_was() {
     let ends: Vec<(&str, u32)> = ended.iter().map(|(_, _, number, episode)| (episode.as_str(), *number)).collect();
     let expected: Vec<(&str, u32)> = raised.iter().map(|(.., episode)| (episode.as_str(), 1)).collect();
     assert_eq!(ends, expected, "{ended:?}");
+}
+
+#[test]
+fn a_checkpoint_reached_under_another_version_of_the_semantics_is_refused() {
+    let mut bytes = sample::read("checkpoint-1.hex");
+    let site = bytes.windows(8).position(|window| window == b"st-marys").expect("its header names the site");
+    // Behind the site stand the clock and whether the windows begin inside the log, a byte each.
+    let version = &mut bytes[site + 8 + 2];
+    assert_eq!(u32::from(*version), SEMANTICS);
+    *version += 1;
+    let hashed = bytes.len() - 32;
+    let hash = Sha256::digest(&bytes[..hashed]);
+    bytes[hashed..].copy_from_slice(&hash);
+
+    let found = SEMANTICS + 1;
+    assert_eq!(Partition::head(std::slice::from_ref(&bytes)).map(|head| head.semantics), Ok(found));
+    let restored = Partition::restore_checkpoint(Settings::new("st-marys"), &set(), Catalogue::builtin(), &[bytes]);
+    assert_eq!(restored.map(|_| ()), Err(Unreadable::Semantics { found }));
 }

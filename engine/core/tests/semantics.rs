@@ -737,6 +737,27 @@ fn line_2_5_the_clock_of_a_patient_is_the_smallest_of_the_series_it_reads() {
 }
 
 #[test]
+fn line_2_5_and_4_1_a_hold_waits_for_the_clock_of_what_is_read_now() {
+    for is_restarted in [false, true] {
+        let mut log = Log::new(settings(), &["held-either"]);
+        log.record_on("devices/1", 5.0, &[reading("resp_rate", 5.0, 15.0).on("old")]);
+        log.each_second("heart_rate", 0, 61, 80.0);
+        log.watch("devices/1", &[10, 20, 30, 40, 50, 60, 61]);
+        // Pending from 62 on, when the slower of the two clocks is at 61.
+        log.each_second("heart_rate", 62, 66, 150.0);
+        // Nothing of devices/1 is read any more.
+        log.record_on("devices/0", 67.0, &[reading("resp_rate", 67.0, 15.0).on("new")]);
+        log.each_second("heart_rate", 68, 70, 150.0);
+        if is_restarted {
+            log.restart();
+        }
+        log.says(&[]);
+        log.tick("devices/0", 71.0);
+        log.says(&["72s raised medium held-either"]);
+    }
+}
+
+#[test]
 fn line_2_5_the_clock_of_a_series_is_that_of_the_source_of_its_newest_reading() {
     let mut log = Log::new(settings(), &["episodes"]);
     log.record_on("devices/0", 0.0, &[reading("spo2", 0.0, 95.0)]);

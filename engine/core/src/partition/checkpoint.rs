@@ -43,7 +43,6 @@ pub struct Head {
     /// As [`Partition::transitions`] and [`Partition::digest`].
     pub transitions: u64,
     pub digest: [u8; 16],
-    pub n_patients: usize,
 }
 
 /// Why a checkpoint cannot be gone on from.
@@ -243,10 +242,9 @@ impl Partition {
     pub fn head(slices: &[Vec<u8>]) -> Result<Head, Unreadable> {
         let bytes = slices.concat();
         let (form, mut parts) = Parts::of(&bytes)?;
-        let Header { site, record_clock, semantics, n_patients, state, .. } = parts.next::<Header<State>>(HEADER)?;
+        let Header { site, record_clock, semantics, state, .. } = parts.next::<Header<State>>(HEADER)?;
         let State { in_force, transitions, digest, .. } = state;
-        let n_patients = n_patients as usize;
-        Ok(Head { form, site, record_clock, semantics, in_force, transitions, digest, n_patients })
+        Ok(Head { form, site, record_clock, semantics, in_force, transitions, digest })
     }
 
     /// The partition that a checkpoint was made of. `settings` and `set` are those of the set in force ([`Head`]); site,

@@ -838,8 +838,13 @@ impl Partition {
             }
         };
         if takes_over {
-            let patient = series.patient as usize;
-            self.state.patients[patient].signals[place].primary = Some(index);
+            let (patient, clock) = (series.patient, series.clock);
+            let of_signal = &mut self.state.patients[patient as usize].signals[place];
+            let before = of_signal.primary.replace(index);
+            if before.is_some_and(|before| self.state.series[before as usize].clock != clock) {
+                let plan = self.plan.clone();
+                self.rearm_holds_of_patient(&plan, patient);
+            }
         }
     }
 

@@ -262,11 +262,9 @@ impl Partition {
     /// Pending stale deadlines move with a clock that nobody watched: the silence was the feed's, not the devices'.
     pub(super) fn move_deadlines(&mut self, clock: u32, distance: Micros) {
         self.about_to_change_everything();
-        let now = self.clock_now(clock);
         for series in self.state.series.iter_mut().filter(|series| series.alive && series.clock == clock) {
             if !series.silence.is_stale
                 && let Some(deadline) = &mut series.silence.deadline
-                && *deadline >= now
             {
                 *deadline += distance;
             }
@@ -479,6 +477,7 @@ impl Partition {
         self.state
             .retired
             .retain(|retired| !matches!(retired.key, KeyRef::Series(index) if forgotten.contains(&index)));
+        let mut is_read_elsewhere = false;
         for index in forgotten {
             let series = &mut self.state.series[*index as usize];
             series.alive = false;
@@ -498,7 +497,12 @@ impl Partition {
                 let first = |series: &u32| self.state.series[*series as usize].first_sample;
                 let rest = of_signal.series.iter().filter(|series| first(series).is_some());
                 of_signal.primary = rest.min_by_key(|series| first(series)).copied();
+                is_read_elsewhere = true;
             }
+        }
+        if is_read_elsewhere {
+            let plan = self.plan.clone();
+            self.rearm_holds_of_patient(&plan, patient);
         }
     }
 }
