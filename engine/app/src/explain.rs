@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -16,7 +17,7 @@ use wardbell_schemas::alert::{Alert, Content, Kind, TransitionKind, print_time};
 use wardbell_schemas::{Micros, duration};
 
 use crate::checkpoints::StateTopic;
-use crate::pipeline::replay::{Derivation, Derived, PATIENCE, PublishedSets, Records};
+use crate::pipeline::replay::{Derivation, Derived, PublishedSets, Records};
 use crate::sets::{ControlTopic, short};
 use crate::verify::{Held, Scope, Told};
 
@@ -24,11 +25,9 @@ use crate::verify::{Held, Scope, Told};
 const EVALUATIONS_MAX: usize = 2_000;
 /// Lines of evaluations shown to people.
 const LINES_MAX: usize = 40;
-/// Records between two reports of progress.
-const TELL_EVERY: u64 = 1_000;
 
 /// The account of one transition.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
     /// As it stands on the alerts topic.
     pub alert: Alert,
@@ -191,7 +190,6 @@ impl Explanation {
         told: &mut dyn FnMut(Told),
     ) -> Result<(), LogError> {
         let (partition, decided_at) = (self.alert.data.measured.partition, self.alert.data.measured.offset);
-        let n_partitions = log.describe(&scope.canonical)?.0;
         let (first, end) = log.offsets(&scope.canonical, partition)?;
         if !(first..end).contains(&decided_at) {
             let what = format!("canonical offset {decided_at}, which decided it, is not held any more");
@@ -211,69 +209,89 @@ impl Explanation {
         );
         let held = Held::new(record);
         for begin in begins {
-            let (from, begun) = match begin {
-                None => (0, Ok(Derivation::new(partition, n_partitions))),
-                Some(at) => {
-                    let stored = state.read(partition, at, &mut |_| {}, &|| false)?;
-                    let slices = &stored.slices;
-                    (stored.next_offset, Derivation::from_checkpoint(partition, n_partitions, slices, &mut sets))
+            let newer = self.is_derived().then(|| self.clone());
+            let replayed = self.replay_from_begin(log, scope, begin, &held, &mut sets, told);
+            match newer {
+                // What an older one could add is not worth the answer that is there.
+                Some(newer) if replayed.is_err() || !self.is_derived() => {
+                    *self = newer;
+                    break;
                 }
-            };
-            self.replayed_from = Some(ReplayedFrom { offset: from, is_checkpoint: begin.is_some() });
-            let records = Records::open(&**log, &scope.canonical, partition, from, decided_at + 1)?;
-            let replayed = match begun {
-                Ok(derivation) => self.replay_from(derivation, records, &mut sets, told)?,
-                Err(what) => Err(what),
-            };
-            self.derived_again = match replayed {
-                Ok(Some(derived)) => match held.differs(&derived, &scope.alerts) {
-                    None => DerivedAgain::Same,
-                    Some(what) => DerivedAgain::Differs(what),
-                },
-                Ok(None) => DerivedAgain::NotGiven,
-                Err(what) => DerivedAgain::NotPossible(what),
-            };
-            if self.begins_before_the_condition() {
+                _ => replayed?,
+            }
+            if self.is_derived() && self.begins_before_the_condition() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Replays up to the record that decided and gives the transition, if it comes. The inner error says why that cannot be
-    /// done.
+    /// Replays from a checkpoint, or from the first record, and holds what comes against the alert.
+    fn replay_from_begin(
+        &mut self,
+        log: &Arc<dyn Log>,
+        scope: &Scope,
+        begin: Option<i64>,
+        held: &Held,
+        sets: &mut PublishedSets,
+        told: &mut dyn FnMut(Told),
+    ) -> Result<(), LogError> {
+        let partition = self.alert.data.measured.partition;
+        let n_partitions = log.describe(&scope.canonical)?.0;
+        let (from, begun) = match begin {
+            None => (0, Ok(Derivation::new(partition, n_partitions))),
+            Some(at) => {
+                let state = StateTopic::new(log.clone(), &scope.state);
+                let stored = state.read(partition, at, &mut |_| {}, &|| false)?;
+                let derivation = Derivation::from_checkpoint(partition, n_partitions, &stored.slices, sets);
+                (stored.next_offset, derivation)
+            }
+        };
+        self.replayed_from = Some(ReplayedFrom { offset: from, is_checkpoint: begin.is_some() });
+        let replayed = match begun {
+            Ok(derivation) => self.replay_from(&**log, scope, (from, derivation), sets, told)?,
+            Err(what) => Err(what),
+        };
+        self.derived_again = match replayed {
+            Ok(Some(derived)) => match held.differs(&derived, &scope.alerts) {
+                None => DerivedAgain::Same,
+                Some(what) => DerivedAgain::Differs(what),
+            },
+            Ok(None) => DerivedAgain::NotGiven,
+            Err(what) => DerivedAgain::NotPossible(what),
+        };
+        Ok(())
+    }
+
+    /// Replays from an offset up to the record that decided and gives the transition, if it comes. The inner error says why
+    /// that cannot be done.
     fn replay_from(
         &mut self,
-        mut derivation: Derivation,
-        mut records: Records,
+        log: &dyn Log,
+        scope: &Scope,
+        (from, mut derivation): (i64, Derivation),
         sets: &mut PublishedSets,
         told: &mut dyn FnMut(Told),
     ) -> Result<Result<Option<Derived>, String>, LogError> {
         let measured = &self.alert.data.measured;
         let (partition, decided_at) = (measured.partition, measured.offset);
         derivation.watch(&self.content().rule.id, &self.content().patient, EVALUATIONS_MAX);
-        let mut before = None;
         let mut given = None;
-        let mut n_records = 0_u64;
-        while let Some(record) = records.read(PATIENCE)? {
-            if n_records.is_multiple_of(TELL_EVERY) {
-                told(Told { partition, offset: record.offset, end: decided_at + 1 });
+        let mut before = None;
+        for stretch in [from..decided_at, decided_at..decided_at + 1] {
+            before = in_force(&derivation);
+            let mut records = Records::open(log, &scope.canonical, partition, stretch.start, stretch.end)?;
+            let followed = derivation.follow(&mut records, sets, |_, offset, derived| {
+                told(Told { partition, offset, end: decided_at + 1 });
+                let wanted = derived.into_iter().find(|derived| derived.content.id == self.content().id);
+                given = given.take().or(wanted);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            if let Err(what) = followed {
+                return Ok(Err(what));
             }
-            n_records += 1;
-            if record.offset == decided_at {
-                before = in_force(&derivation);
-            }
-            let derived = match derivation.apply(&record, sets) {
-                Ok(derived) => derived,
-                Err(what) => return Ok(Err(format!("canonical offset {}: {what}", record.offset))),
-            };
-            given = given.or_else(|| derived.into_iter().find(|derived| derived.content.id == self.content().id));
         }
-        if !records.is_at_end() {
-            return Ok(Err(format!("the canonical records from offset {} on do not arrive", records.position())));
-        }
-        let after = in_force(&derivation);
-        self.say_rule(after, before, sets)?;
+        self.say_rule(in_force(&derivation), before, sets)?;
         self.say_evaluations(derivation.take_watched());
         Ok(Ok(given))
     }
@@ -308,6 +326,11 @@ impl Explanation {
         let shown = of_key.into_iter().skip(inside.saturating_sub(1));
         let evaluations = shown.map(|seen| Evaluation::of(seen, content)).collect();
         self.evaluations = evaluations;
+    }
+
+    /// The replay has come to the alert, whatever it says of it.
+    fn is_derived(&self) -> bool {
+        !matches!(self.derived_again, DerivedAgain::NotPossible(_))
     }
 
     /// The evaluations shown reach back to where the condition began.

@@ -5,6 +5,7 @@
 //! takes it over by itself then, so the job need not be stopped. Nothing that stands in the alerts topic is said again: the
 //! job replays up to there in silence. Who did it, when and why stands on the state topic before it takes effect.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -271,23 +272,14 @@ impl<'a> Situation<'a> {
         let (topic, partition) = (&self.request.topics.canonical, self.request.partition);
         let mut records = Records::open(&**self.log, topic, partition, from, to)?;
         let mut said = Instant::now();
-        while let Some(record) = records.read(PATIENCE)? {
-            let applied = derivation.apply(&record, sets);
-            applied.map_err(|what| self.refuse(format!("offset {}: {what}", record.offset)))?;
+        let followed = derivation.follow(&mut records, sets, |_, offset, _| {
             if said.elapsed() > PROGRESS_EVERY {
                 said = Instant::now();
-                tracing::info!(
-                    partition,
-                    done = records.position() - from,
-                    all = to - from,
-                    "canonical records replayed"
-                );
+                tracing::info!(partition, done = offset - from, all = to - from, "canonical records replayed");
             }
-        }
-        if !records.is_at_end() {
-            let step = format!("replaying {topic}/{partition}");
-            return Err(LogError::new(Remedy::Retry, step, "its records do not arrive in time"));
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        followed.map_err(|what| self.refuse(what))?;
         Ok(derivation)
     }
 

@@ -6,11 +6,14 @@
 //! At the end the committed count of transitions and their running hash must be the replay's. The first difference of a
 //! partition is named, without anything that says who the patient is.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wardbell_connectors::log::{Committed, Log, LogError, Record, Remedy, TopicPartition};
+use wardbell_connectors::runtime::{self, Instant};
 use wardbell_schemas::alert::{Measured, print_time};
 
 use crate::checkpoints::{Mark, StateTopic};
@@ -18,8 +21,9 @@ use crate::pipeline::replay::{Derivation, Derived, PATIENCE, PublishedSets, Reco
 use crate::pipeline::{Topics, decide_group};
 use crate::sets::ControlTopic;
 
-/// Records between two reports of progress.
-const TELL_EVERY: u64 = 1_000;
+/// What is committed can be read within this.
+const MARKED_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What is compared, and where it stands.
 #[derive(Debug, Clone)]
@@ -67,7 +71,7 @@ pub enum Begin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
     pub partition: i32,
-    /// Next canonical offset, and the end of the work.
+    /// The last canonical offset, and the end of the work.
     pub offset: i64,
     pub end: i64,
 }
@@ -213,27 +217,18 @@ impl Work<'_> {
             Err(why) => return Ok(Err(why)),
         };
         (self.compared.from_offset, self.compared.to_offset) = (from, to);
-        let mut alerts = HeldAlerts::open(&**self.log, &self.scope.alerts, partition, from)?;
+        let mut alerts = HeldAlerts::open(&**self.log, self.scope, partition, from)?;
         let mut records = Records::open(&**self.log, &self.scope.canonical, partition, from, to)?;
-        let mut n_records = 0_u64;
-        while let Some(record) = records.read(PATIENCE)? {
-            if n_records.is_multiple_of(TELL_EVERY) {
-                (self.told)(Told { partition, offset: record.offset, end: to });
-            }
-            n_records += 1;
-            let derived = match derivation.apply(&record, self.sets) {
-                Ok(derived) => derived,
-                Err(what) => return Ok(Err(format!("canonical offset {}: {what}", record.offset))),
-            };
-            self.compared.readings = derivation.outcomes().total();
-            self.compared.passed_over = derivation.passed_over();
-            self.compared.difference = alerts.compare(&derived, &mut self.compared)?;
-            if self.compared.difference.is_some() {
-                return Ok(Ok(()));
-            }
-        }
-        if !records.is_at_end() {
-            return Ok(Err(format!("the canonical records from offset {} on do not arrive", records.position())));
+        let (compared, told) = (&mut self.compared, &mut *self.told);
+        let followed = derivation.follow(&mut records, self.sets, |derivation, offset, derived| {
+            told(Told { partition, offset, end: to });
+            compared.readings = derivation.outcomes().total();
+            compared.passed_over = derivation.passed_over();
+            compared.difference = alerts.compare(&derived, compared)?;
+            Ok(if compared.difference.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if followed.is_err() || self.compared.difference.is_some() {
+            return Ok(followed);
         }
         self.compared.difference = match alerts.rest(to)? {
             None => mark.and_then(|mark| other_history(&mark, derivation.history())),
@@ -286,6 +281,7 @@ fn other_history(mark: &Mark, (transitions, digest): (u64, [u8; 16])) -> Option<
 /// The alerts of a partition as they stand on their topic, one after the other.
 struct HeldAlerts<'a> {
     log: &'a dyn Log,
+    scope: &'a Scope,
     topic: &'a str,
     partition: i32,
     records: Records,
@@ -328,11 +324,12 @@ struct StoredRule {
 }
 
 impl<'a> HeldAlerts<'a> {
-    fn open(log: &'a dyn Log, topic: &'a str, partition: i32, from: i64) -> Result<Self, LogError> {
+    fn open(log: &'a dyn Log, scope: &'a Scope, partition: i32, from: i64) -> Result<Self, LogError> {
+        let topic = &scope.alerts;
         let (first, end) = log.offsets(topic, partition)?;
         let records = Records::open(log, topic, partition, first, end)?;
         let (next, is_over, has_begun, is_aligned) = (None, false, false, first == 0);
-        Ok(Self { log, topic, partition, records, next, is_over, from, has_begun, is_aligned })
+        Ok(Self { log, scope, topic, partition, records, next, is_over, from, has_begun, is_aligned })
     }
 
     /// Holds what one canonical record decided against what stands next.
@@ -344,7 +341,11 @@ impl<'a> HeldAlerts<'a> {
                 true => records.read(PATIENCE),
                 false => records.read_past_markers(),
             };
-            let Some(held) = self.take(next_of)? else {
+            let mut held = self.take(next_of)?;
+            if held.is_none() && self.is_aligned && !self.scope.to_now {
+                held = self.take_late()?;
+            }
+            let Some(held) = held else {
                 if !self.is_aligned {
                     compared.before_first_alert += 1;
                     continue;
@@ -380,9 +381,30 @@ impl<'a> HeldAlerts<'a> {
 
     /// What is left when everything up to a canonical offset was derived: nothing, or what was decided after it.
     fn rest(&mut self, to: i64) -> Result<Option<Difference>, LogError> {
+        let mut end = to;
         while let Some(held) = self.take(Records::read_past_markers)? {
-            if held.decided_at().is_none_or(|offset| offset < to) {
+            let decided_at = held.decided_at();
+            if decided_at.is_some_and(|offset| offset >= end) {
+                end = self.log.offsets(&self.scope.canonical, self.partition)?.1;
+            }
+            if !decided_at.is_some_and(|offset| (to..end).contains(&offset)) {
                 return self.not_derived(held).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next alert, if it can only be read now: each partition is told of a commit for itself, and that of the offset may
+    /// be the first.
+    fn take_late(&mut self) -> Result<Option<Held>, LogError> {
+        let began = Instant::now();
+        while began.elapsed() < MARKED_WITHIN {
+            runtime::sleep(LOOK_EVERY);
+            let (_, end) = self.log.offsets(self.topic, self.partition)?;
+            self.records = Records::open(self.log, self.topic, self.partition, self.records.position(), end)?;
+            self.is_over = false;
+            if let Some(held) = self.take(Records::read_past_markers)? {
+                return Ok(Some(held));
             }
         }
         Ok(None)

@@ -1,8 +1,8 @@
 //! `wardbell verify` and `wardbell explain` on what a job has left behind, on the in-memory log.
 
-use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use wardbell::explain::{DerivedAgain, Explanation, explain};
@@ -32,14 +32,14 @@ const SECONDS: i64 = 120;
 struct Ward {
     log: Arc<dyn Log>,
     topics: Topics,
-    copies: Cell<u32>,
+    copies: AtomicU32,
 }
 
 impl Ward {
     fn after_two_jobs() -> Self {
         let log: Arc<dyn Log> = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
         let topics = Topics::named("ward", vec!["ward.source".to_owned()], PARTITIONS);
-        let ward = Self { log, topics, copies: Cell::new(0) };
+        let ward = Self { log, topics, copies: AtomicU32::new(0) };
         ward.make("ward.source", 1, StampedBy::Producer);
         for seconds in [0..HALF, HALF..SECONDS] {
             let job = ward.start();
@@ -118,11 +118,16 @@ impl Ward {
 
     /// Writes alerts to a topic of their own.
     fn copy(&self, alerts: &[Record]) -> Scope {
-        self.copies.set(self.copies.get() + 1);
-        let topic = format!("ward.copy-{}", self.copies.get());
+        let number = self.copies.fetch_add(1, Ordering::SeqCst);
+        let topic = format!("ward.copy-{number}");
         self.make(&topic, PARTITIONS, StampedBy::Broker);
+        self.append_to(&topic, alerts);
+        Scope { alerts: topic, ..self.scope() }
+    }
+
+    fn append_to(&self, topic: &str, alerts: &[Record]) {
         let copied = alerts.iter().map(|record| Outgoing {
-            topic: topic.clone(),
+            topic: topic.to_owned(),
             partition: record.partition,
             key: record.key.clone(),
             value: record.value.clone(),
@@ -130,7 +135,6 @@ impl Ward {
             time_us: None,
         });
         self.append(&copied.collect::<Vec<Outgoing>>());
-        Scope { alerts: topic, ..self.scope() }
     }
 
     /// What comparing with such alerts finds first.
@@ -238,6 +242,20 @@ fn a_changed_byte_anywhere_in_an_alert_is_found_and_named() {
     check(&damaged, "the headers");
 }
 
+/// An alert like this one that the log does not give, decided by the record at an offset.
+fn made_up(like: &Record, offset: i64) -> Record {
+    let Alert { data, .. } = alert(like);
+    let (mut content, mut measured) = (data.content, data.measured);
+    content.id = format!("{}.0", "0f".repeat(16));
+    measured.offset = offset;
+    let id = content.id.clone().into_bytes();
+    Record {
+        value: Some(serde_json::to_vec(&Alert::new(content, measured)).expect("writes")),
+        headers: vec![("wardbell".to_owned(), b"alert/1".to_vec()), ("id".to_owned(), id)],
+        ..like.clone()
+    }
+}
+
 #[test]
 fn alerts_that_are_missing_too_many_or_twice_are_named() {
     let ward = Ward::after_two_jobs();
@@ -253,15 +271,8 @@ fn alerts_that_are_missing_too_many_or_twice_are_named() {
         assert_eq!(found.canonical_offset, Some(missing.data.measured.offset));
     }
 
-    let mut made_up = alert(&alerts[0]);
-    let id = format!("{}.0", "0f".repeat(16));
-    made_up.data.content.id = id.clone();
-    let made_up = Alert::new(made_up.data.content, made_up.data.measured);
-    let made_up = Record {
-        value: Some(serde_json::to_vec(&made_up).expect("writes")),
-        headers: vec![("wardbell".to_owned(), b"alert/1".to_vec()), ("id".to_owned(), id.clone().into_bytes())],
-        ..alerts[0].clone()
-    };
+    let made_up = made_up(&alerts[0], alert(&alerts[0]).data.measured.offset);
+    let id = alert(&made_up).data.content.id;
     for place in [0, nth(&alerts, 0, 2), nth(&alerts, other, 0)] {
         let mut more = alerts.clone();
         more.insert(place, made_up.clone());
@@ -272,6 +283,35 @@ fn alerts_that_are_missing_too_many_or_twice_are_named() {
         let found = ward.difference(&twice);
         assert_eq!((found.kind, found.id), (DifferenceKind::Repeated, Some(alert(&alerts[0]).id)), "{}", found.what);
     }
+}
+
+#[test]
+fn an_alert_that_stands_after_the_end_of_the_canonical_log_is_too_many() {
+    let ward = Ward::after_two_jobs();
+    let mut alerts = ward.alerts();
+    let (_, end) = ward.log.offsets(&ward.topics.canonical, alerts[0].partition).expect("it answers");
+    for offset in [end - 1, end, end + 100] {
+        alerts.push(made_up(&alerts[0], offset));
+        let found = ward.difference(&alerts);
+        alerts.pop();
+        assert_eq!((found.kind, found.canonical_offset), (DifferenceKind::Extra, Some(offset)));
+    }
+}
+
+#[test]
+fn an_alert_whose_commit_is_told_later_than_its_offset_is_waited_for() {
+    let ward = Ward::after_two_jobs();
+    let mut alerts = ward.alerts();
+    let late = alerts.pop().expect("alerts");
+    let scope = ward.copy(&alerts);
+    let compared = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            ward.append_to(&scope.alerts, std::slice::from_ref(&late));
+        });
+        ward.verify(&scope)
+    });
+    assert!(all_equal(&compared), "{compared:?}");
 }
 
 #[test]

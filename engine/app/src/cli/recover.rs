@@ -17,8 +17,8 @@ Try --from-checkpoint first; add --yes to do it.";
 /// Let a partition go on whose checkpoint or offset cannot be used
 ///
 /// The job says which partition, and why, when it refuses to take it over; it takes it over by itself once this is done, and
-/// need not be stopped. Nothing that stands in the alerts topic is said again. Who used this command, when and why is logged
-/// and kept on the state topic.
+/// need not be stopped. Nothing that stands in the alerts topic is said again. Who used this command, when and why is logged,
+/// so keep what it prints.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  wardbell recover --config wardbell.toml --partition 3 --from-checkpoint --reason \"disk of broker 2\"\n  wardbell recover --config wardbell.toml --partition 3 --empty --yes --reason \"no checkpoint can be read\""

@@ -7,6 +7,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +187,31 @@ impl Derivation {
         Ok(derived.collect())
     }
 
+    /// Applies the records of a stretch, one after the other. `each` gets the offset and what was decided, and can end it.
+    ///
+    /// # Errors
+    /// As the log and `each` say. The inner one is a sentence: a record cannot be followed, or does not arrive.
+    pub(crate) fn follow(
+        &mut self,
+        records: &mut Records,
+        sets: &mut PublishedSets,
+        mut each: impl FnMut(&Self, i64, Vec<Derived>) -> Result<ControlFlow<()>, LogError>,
+    ) -> Result<Result<(), String>, LogError> {
+        while let Some(record) = records.read(PATIENCE)? {
+            let derived = match self.apply(&record, sets) {
+                Ok(derived) => derived,
+                Err(what) => return Ok(Err(format!("canonical offset {}: {what}", record.offset))),
+            };
+            if each(self, record.offset, derived)?.is_break() {
+                return Ok(Ok(()));
+            }
+        }
+        if records.is_at_end() {
+            return Ok(Ok(()));
+        }
+        Ok(Err(format!("the canonical records from offset {} on do not arrive", records.position())))
+    }
+
     /// Puts a set in force; an older or equal number changes nothing.
     fn activate(&mut self, number: u64, hash: &str, sets: &mut PublishedSets) -> Result<(), String> {
         if self.in_force().is_some_and(|(newest, _)| newest >= number) {
@@ -352,14 +378,11 @@ pub fn canonical_log(log: &dyn Log, topic: &str, sets: &ControlTopic) -> Result<
         let mut derivation = Derivation::new(partition, n_partitions);
         let mut records = Records::open(log, topic, partition, first, end)?;
         let mut contents = Vec::new();
-        while let Some(record) = records.read(PATIENCE)? {
-            let derived = derivation.apply(&record, &mut sets);
-            let derived = derived.map_err(|what| refuse(format!("offset {}: {what}", record.offset)))?;
+        let followed = derivation.follow(&mut records, &mut sets, |_, _, derived| {
             contents.extend(derived.into_iter().map(|derived| derived.content));
-        }
-        if !records.is_at_end() {
-            return Err(refuse(format!("the records from offset {} on do not arrive", records.position())));
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        followed.map_err(refuse)?;
         replayed.outcomes.merge(&derivation.outcomes());
         replayed.partitions.push(contents);
     }
