@@ -305,7 +305,7 @@ impl Log for KafkaLog {
             config.create_with_context(Context::default()).map_err(|error| refusal(&step, &error))?;
         let list =
             client.committed_offsets(list_of(partitions), CALL_TIMEOUT).map_err(|error| classify(&step, &error))?;
-        Ok(committed_in(&list, partitions))
+        committed_in(&list, partitions)
     }
 
     fn committed_by(
@@ -318,7 +318,7 @@ impl Log for KafkaLog {
             return Err(LogError::new(Remedy::Refuse, step, "the group is of another log"));
         };
         let list = consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
-        Ok(committed_in(&list.map_err(|error| classify(step, &error))?, partitions))
+        committed_in(&list.map_err(|error| classify(step, &error))?, partitions)
     }
 
     fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> Result<(), LogError> {
@@ -707,21 +707,20 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
 }
 
-fn offsets_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<Option<i64>> {
-    let offset = |partition: &TopicPartition| match list.find_partition(&partition.topic, partition.partition)?.offset()
-    {
-        Offset::Offset(offset) => Some(offset),
-        _ => None,
+/// What a group has committed. That a partition may not be asked for is not that nothing is committed of it.
+fn committed_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+    let committed = |partition: &TopicPartition| {
+        let TopicPartition { topic, partition: number } = partition;
+        let Some(element) = list.find_partition(topic, *number) else {
+            return Ok(None);
+        };
+        element.error().map_err(|error| classify(&format!("asking what is committed of {topic}/{number}"), &error))?;
+        Ok(match element.offset() {
+            Offset::Offset(next_offset) => Some(Committed { next_offset, metadata: element.metadata().to_owned() }),
+            _ => None,
+        })
     };
-    partitions.iter().map(offset).collect()
-}
-
-fn committed_in(list: &TopicPartitionList, partitions: &[TopicPartition]) -> Vec<Option<Committed>> {
-    let committed = |(partition, next_offset): (&TopicPartition, Option<i64>)| {
-        let element = list.find_partition(&partition.topic, partition.partition)?;
-        Some(Committed { next_offset: next_offset?, metadata: element.metadata().to_owned() })
-    };
-    partitions.iter().zip(offsets_in(list, partitions)).map(committed).collect()
+    partitions.iter().map(committed).collect()
 }
 
 fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
@@ -795,11 +794,6 @@ impl KafkaMember {
     }
 
     /// Members read what is committed only, so the broker answers once no open transaction can move the offsets any more.
-    fn committed_list(&self, partitions: &[TopicPartition]) -> Result<TopicPartitionList, LogError> {
-        let committed = self.consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
-        committed.map_err(|error| classify("asking for committed offsets", &error))
-    }
-
     /// An assignment is answered by beginning with whatever of it, a revocation by giving back all of it.
     fn answered(&mut self, answers: impl Fn(&MemberEvent) -> bool) {
         self.unanswered.retain(|event| !answers(event));
@@ -902,8 +896,8 @@ impl Member for KafkaMember {
     }
 
     fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, LogError> {
-        let list = self.committed_list(partitions)?;
-        Ok(offsets_in(&list, partitions))
+        let committed = self.committed_with_metadata(partitions)?;
+        Ok(committed.into_iter().map(|committed| Some(committed?.next_offset)).collect())
     }
 
     fn commit(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), LogError> {
@@ -913,8 +907,8 @@ impl Member for KafkaMember {
     }
 
     fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
-        let list = self.committed_list(partitions)?;
-        Ok(committed_in(&list, partitions))
+        let committed = self.consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
+        committed_in(&committed.map_err(|error| classify("asking for committed offsets", &error))?, partitions)
     }
 
     fn commit_with_metadata(&mut self, positions: &[(TopicPartition, Committed)]) -> Result<(), LogError> {
@@ -1224,9 +1218,14 @@ impl KafkaTransactional {
             }
         }
         let mut append_us = None;
+        let mut given_up = None;
         for (_, outcome) in self.deliveries.drain() {
             match outcome {
                 Ok(appended) => append_us = appended.append_us,
+                // The client throws away what it holds once the transaction has failed; why, the next call says.
+                Err((RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, what)) => {
+                    given_up = Some(LogError::new(Remedy::Retry, step.clone(), what));
+                }
                 Err((code, what)) => {
                     let remedy = if is_fence(code) {
                         Remedy::Fenced
@@ -1255,7 +1254,7 @@ impl KafkaTransactional {
                 .send_offsets_to_transaction(&list, &metadata, CALL_TIMEOUT)
                 .map_err(|error| classify(&step, &error))?;
         }
-        Ok(append_us)
+        given_up.map_or(Ok(append_us), Err)
     }
 
     /// Nothing of the transaction may remain; what cannot be aborted makes the producer useless.

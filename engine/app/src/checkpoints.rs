@@ -40,6 +40,8 @@ const ROOM: usize = 8 << 20;
 const IDLE: Duration = Duration::from_millis(250);
 /// Longest wait for acknowledgments; new work is looked at in between.
 const ACKNOWLEDGED: Duration = Duration::from_millis(20);
+/// A record that is not acknowledged so long gives its room, and what waits behind it, up.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 /// What is not there so long after the end of the topic was reached does not come.
 const PATIENCE: Duration = Duration::from_secs(10);
 const WAIT: Duration = Duration::from_millis(100);
@@ -120,11 +122,12 @@ pub struct StateTopic {
     log: Arc<dyn Log>,
     name: String,
     patience: Duration,
+    acknowledged_within: Duration,
 }
 
 impl StateTopic {
     pub fn new(log: Arc<dyn Log>, topic: &str) -> Self {
-        Self { log, name: topic.to_owned(), patience: PATIENCE }
+        Self { log, name: topic.to_owned(), patience: PATIENCE, acknowledged_within: ACKNOWLEDGED_WITHIN }
     }
 
     /// The topic as it must be: owners delete what is of no use any more, and nobody else does.
@@ -625,8 +628,8 @@ struct Writing {
     turning: LoopHandle,
     /// Made when it is needed, and anew after a failure.
     appender: Option<Box<dyn Appender>>,
-    /// Handed to the appender and not acknowledged, by token.
-    sent: BTreeMap<u64, (u64, Part)>,
+    /// Handed to the appender and not acknowledged, by token, which is their order: attempt, part and when.
+    sent: BTreeMap<u64, (u64, Part, Instant)>,
     next_token: u64,
 }
 
@@ -682,7 +685,7 @@ impl Writing {
             }),
         };
         drop(waiting);
-        self.sent.insert(token, (attempt, part));
+        self.sent.insert(token, (attempt, part, Instant::now()));
         if let Err(error) = handed {
             self.fail_sent(&error);
             return;
@@ -702,7 +705,7 @@ impl Writing {
         }
         let mut failure = None;
         for (token, outcome) in outcomes {
-            let Some((number, part)) = self.sent.get(&token).copied() else {
+            let Some((number, part, _)) = self.sent.get(&token).copied() else {
                 continue;
             };
             match outcome {
@@ -723,6 +726,11 @@ impl Writing {
                 Err(error) => failure = Some(error),
             }
         }
+        let oldest = self.sent.first_key_value().map(|(_, (.., sent))| sent.elapsed());
+        if failure.is_none() && oldest.is_some_and(|waits| waits > self.topic.acknowledged_within) {
+            let what = "a broker does not take it in time: see whether the state topic's partitions have leaders";
+            failure = Some(LogError::new(Remedy::Retry, "writing a checkpoint", what));
+        }
         if let Some(error) = failure {
             self.fail_sent(&error);
         }
@@ -732,7 +740,7 @@ impl Writing {
     fn fail_sent(&mut self, error: &LogError) {
         tracing::warn!(error = %error, "checkpoints on their way are given up; the next ones are tried in time");
         self.appender = None;
-        for (attempt, part) in std::mem::take(&mut self.sent).into_values() {
+        for (attempt, part, _) in std::mem::take(&mut self.sent).into_values() {
             self.release(part);
             self.shared.lock().fail(attempt, error);
         }
@@ -793,7 +801,11 @@ mod tests {
         fn new() -> Self {
             let log = Arc::new(MemoryLog::new(Arc::new(SystemClock)));
             log.prepare(&[StateTopic::spec("state", 2, true)]).expect("the topic is made");
-            let topic = StateTopic { patience: Duration::from_millis(300), ..StateTopic::new(log.clone(), "state") };
+            let topic = StateTopic {
+                patience: Duration::from_millis(300),
+                acknowledged_within: Duration::from_secs(2),
+                ..StateTopic::new(log.clone(), "state")
+            };
             let stop = Arc::new(AtomicBool::new(false));
             let started = CheckpointWriter::start(topic.clone(), Arc::default(), stop.clone());
             let (writer, thread) = started.expect("a thread");
@@ -847,6 +859,19 @@ mod tests {
 
     fn slices(count: u8, length: usize) -> Vec<Vec<u8>> {
         (0..count).map(|fill| vec![fill; length]).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_not_acknowledged_in_time_gives_its_room_to_others() {
+        let Written { log, writer, .. } = &Written::new();
+        log.set_available(false);
+        let mut ticket = writer.begin(PARTITION, 10);
+        ticket.offer(vec![1; 1_000]).expect("there is room");
+        ticket.finish();
+        assert_eq!(outcome(&ticket).map_err(|error| error.remedy), Err(Remedy::Retry));
+        assert_eq!(writer.shared.lock().bytes, 0);
+        log.set_available(true);
+        write(writer, 20, &slices(2, 100));
     }
 
     #[test]

@@ -297,6 +297,22 @@ fn an_activation_that_cannot_be_followed_ends_the_job() {
 }
 
 #[test]
+fn a_set_in_force_that_is_not_there_any_more_ends_the_job_at_a_take_over() {
+    let ward = Ward::new(1);
+    let job = ward.start(&set(&[low("90.0")]));
+    ward.send(1, 0..10, |_, _| (80, 80));
+    finish(job);
+    assert_eq!(ward.publish(&set(&[low("88.0")])), 2);
+    ward.log.delete_before(&ward.topics.control, 0, 1).expect("deleted");
+    let job = ward.start(&set(&[low("88.0")]));
+    wait_until("the job gives up", || job.failure().is_some());
+    let failure = job.failure().expect("it failed");
+    assert!(failure.contains("rule set 1") && failure.contains("does not hold it"), "{failure}");
+    assert!(job.stop());
+    assert_eq!((told(&ward.contents()), ward.activations(0)), (vec!["low raised 5".to_owned()], vec![1]));
+}
+
+#[test]
 fn two_instances_activate_in_the_partitions_they_own() {
     let ward = Ward::new(4);
     let first = ward.start(&set(&[low("90.0")]));

@@ -2,7 +2,7 @@
 //! without a word.
 
 use std::future::ready;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,11 +32,9 @@ fn topics() -> Topics {
     Topics { create_source: Some(1), ..Topics::named("ward", vec![SOURCE.to_owned()], 2) }
 }
 
-/// A log whose source topic can lose its beginning, and whose normalizer can be slow.
+/// A log whose normalizer can be slow.
 struct Ward {
     inner: MemoryLog,
-    /// First offset that the source holds.
-    first: AtomicI64,
     is_slow: Arc<AtomicBool>,
 }
 
@@ -44,7 +42,7 @@ impl Ward {
     fn new() -> Arc<Self> {
         let inner = MemoryLog::new(Arc::new(SystemClock));
         inner.prepare(&topic_specs(&topics())).expect("the topics are made");
-        Arc::new(Self { inner, first: AtomicI64::new(0), is_slow: Arc::default() })
+        Arc::new(Self { inner, is_slow: Arc::default() })
     }
 
     fn start(self: &Arc<Self>, sinks: Vec<SinkSettings>) -> Job {
@@ -162,7 +160,7 @@ fn source_records_lost_to_retention_are_told_with_their_range_and_the_rest_is_re
     let ward = Ward::new();
     ward.send(readings(10));
     ward.commit_source(2);
-    ward.first.store(5, Ordering::SeqCst);
+    ward.inner.delete_before(SOURCE, 0, 5).expect("deleted");
     let job = ward.start(Vec::new());
     wait_until("the finding", || job.health().stands("lost devices/0"));
     let summary = finish(job);
@@ -181,7 +179,7 @@ fn a_source_that_lost_records_and_got_no_new_ones_is_told_once() {
     let ward = Ward::new();
     ward.send(readings(4));
     ward.commit_source(1);
-    ward.first.store(4, Ordering::SeqCst);
+    ward.inner.delete_before(SOURCE, 0, 4).expect("deleted");
     assert_eq!(finish(ward.start(Vec::new())).lost_records, 3);
     assert_eq!(ward.committed_of_source(), Some(4), "what is told is committed");
     assert_eq!(finish(ward.start(Vec::new())).lost_records, 0);
@@ -312,8 +310,7 @@ fn a_pair_that_was_decided_late_is_withheld_although_its_clear_is_read_later() {
 
 impl Log for Ward {
     fn offsets(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
-        let (first, end) = self.inner.offsets(topic, partition)?;
-        Ok(if topic == SOURCE { (first.max(self.first.load(Ordering::SeqCst)), end) } else { (first, end) })
+        self.inner.offsets(topic, partition)
     }
 
     fn join(&self, membership: &Membership) -> Result<Box<dyn Member>, LogError> {

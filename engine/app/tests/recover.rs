@@ -42,15 +42,22 @@ impl Ward {
     }
 
     fn start(&self, group: &str) -> Job {
+        self.start_with(self.settings(group))
+    }
+
+    fn start_with(&self, settings: JobSettings) -> Job {
+        Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
+    }
+
+    fn settings(&self, group: &str) -> JobSettings {
         let file = SourceFile { path: "low.rhai".to_owned(), text: RULE.to_owned() };
-        let settings = JobSettings {
+        JobSettings {
             commit_every: Duration::from_millis(200),
             checkpoint_every: Duration::from_secs(3_600),
             leave_on_exit: true,
             tick_every: Duration::from_millis(200),
             ..JobSettings::new(group, self.topics.clone(), Document::new(&[file], &decision()))
-        };
-        Job::start(settings, self.log.clone(), Arc::new(SystemClock)).expect("the job starts")
+        }
     }
 
     /// One reading a second of each patient; the first patient's saturation is `first`, the others' fine.
@@ -89,10 +96,13 @@ impl Ward {
 
     /// Replaces what stands beside the committed offset.
     fn spoil(&self, metadata: &str) {
+        self.commit(self.committed(GROUP).expect("something is committed").next_offset, metadata);
+    }
+
+    fn commit(&self, next_offset: i64, metadata: &str) {
         let group = self.log.outsider(GROUP).expect("a place outside");
         let id = format!("{GROUP}-{}-0", self.topics.canonical);
         let position = TopicPartition::new(&self.topics.canonical, 0);
-        let next_offset = self.committed(GROUP).expect("something is committed").next_offset;
         let progress = Progress { group: &group, position, next_offset, metadata };
         let mut producer = self.log.transactional(&id).expect("a producer");
         producer.commit(&[], Some(&progress)).expect("committed");
@@ -154,17 +164,20 @@ fn finish(job: Job) {
     assert!(job.stop(), "all stages end");
 }
 
-/// Waits until health says that the partition is refused, with the remedy.
-fn wait_for_refusal(job: &Job, cause: &str) {
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let causes: Vec<String> = job.health().findings().into_iter().map(|standing| standing.finding.cause).collect();
-        if causes.iter().any(|said| said.contains("wardbell recover") && said.contains(cause)) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "it was not refused for `{cause}`: {causes:?}");
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits until health says that the partition is refused, with the remedy.
+fn wait_for_refusal(job: &Job, cause: &str) {
+    wait_until(&format!("a refusal for `{cause}`"), || {
+        let mut causes = job.health().findings().into_iter().map(|standing| standing.finding.cause);
+        causes.any(|said| said.contains("wardbell recover") && said.contains(cause))
+    });
 }
 
 #[test]
@@ -271,4 +284,97 @@ fn a_partition_that_does_not_exist_and_a_job_that_never_ran_are_refused() {
     let refused = ward.recover(GROUP, Basis::Checkpoint).expect_err("there is no checkpoint");
     assert!(refused.what.contains("--empty"), "{refused}");
     assert_eq!((ward.committed(GROUP), ward.audits().len()), (None, 0));
+}
+
+#[test]
+fn an_offset_committed_without_a_mark_is_replayed_from_the_first_record_in_silence() {
+    let ward = Ward::new();
+    ward.work(0..60, 85);
+    assert_eq!(ward.alerts().last().map(|content| content.state), Some(State::On));
+    // As a version did that knew no checkpoints.
+    ward.spoil("");
+    ward.work(60..120, 97);
+    assert_eq!(ward.alerts().last().map(|content| content.state), Some(State::Off));
+    ward.assert_nothing_lost_and_nothing_twice();
+    assert!(ward.mark(GROUP).checkpoint.is_some());
+}
+
+#[test]
+fn canonical_records_that_have_to_be_read_and_are_deleted_refuse_the_partition() {
+    let ward = Ward::new();
+    ward.work(0..60, 85);
+    ward.spoil("");
+    ward.log.delete_before(&ward.topics.canonical, 0, 1).expect("deleted");
+    let job = ward.start(GROUP);
+    wait_for_refusal(&job, "retention has deleted everything before 1");
+    ward.send(60..120, 97);
+    // What the offset did not name is there.
+    ward.recover(GROUP, Basis::Checkpoint).expect("a checkpoint is whole");
+    finish(job);
+    let alerts = ward.alerts();
+    assert_eq!(alerts.last().map(|content| content.state), Some(State::Off));
+    let ids: BTreeSet<&str> = alerts.iter().map(|content| content.id.as_str()).collect();
+    assert_eq!(ids.len(), alerts.len(), "no id twice");
+}
+
+#[test]
+fn a_canonical_topic_made_anew_refuses_the_partition() {
+    let ward = Ward::new();
+    ward.work(0..60, 85);
+    let (_, end) = ward.log.offsets(&ward.topics.canonical, 0).expect("asked");
+    ward.commit(end + 100, &ward.mark(GROUP).print());
+    let job = ward.start(GROUP);
+    wait_for_refusal(&job, "it was made anew");
+    assert!(job.stop());
+    assert_eq!(ward.committed(GROUP).map(|known| known.next_offset), Some(end + 100));
+}
+
+#[test]
+fn a_replay_that_gives_another_history_is_told_until_one_agrees_and_open_episodes_go_on() {
+    let ward = Ward::new();
+    ward.work(0..60, 85);
+    let open = ward.alerts().last().cloned().expect("an alert is open");
+    let mark = ward.mark(GROUP);
+    ward.spoil(&Mark { digest: [7; 16], ..mark }.print());
+    let lenient = || JobSettings { strict_replay: false, ..ward.settings(GROUP) };
+    let of_replay = || {
+        let alerts = ward.alerts().into_iter().filter(|content| content.rule.id == "technical/replay");
+        alerts.map(|content| content.state).collect::<Vec<State>>()
+    };
+
+    let job = ward.start_with(lenient());
+    ward.send(60..120, 97);
+    wait_until("technical/replay", || !of_replay().is_empty());
+    finish(job);
+    let alerts = ward.alerts();
+    let cleared = alerts.iter().rfind(|content| content.rule.id == "low").expect("the episode goes on");
+    assert_eq!((&cleared.episode, cleared.number, cleared.state), (&open.episode, open.number + 1, State::Off));
+    assert_eq!(of_replay(), [State::On]);
+
+    let job = ward.start_with(lenient());
+    wait_until("the end of technical/replay", || of_replay().len() == 2);
+    finish(job);
+    assert_eq!(of_replay(), [State::On, State::Off]);
+    ward.assert_nothing_lost_and_nothing_twice();
+}
+
+#[test]
+fn a_job_that_began_inside_a_log_and_ended_before_its_first_checkpoint_begins_there_again() {
+    let ward = Ward::new();
+    ward.log.prepare(&topic_specs(&ward.topics)).expect("made");
+    // The log begins behind what somebody else had written there.
+    let foreign = Outgoing { topic: ward.topics.canonical.clone(), value: Some(b"{}".to_vec()), ..Outgoing::default() };
+    let mut appender = ward.log.appender().expect("an appender");
+    for token in 0..3 {
+        appender.append(&foreign, token).expect("the in-memory log takes everything");
+    }
+    ward.log.delete_before(&ward.topics.canonical, 0, 3).expect("deleted");
+    ward.work(0..60, 85);
+    assert_eq!(ward.alerts().last().map(|content| content.state), Some(State::On));
+    let mark = ward.mark(GROUP);
+    ward.spoil(&Mark { checkpoint: None, ..mark }.print());
+    ward.work(60..120, 97);
+    let alerts = ward.alerts();
+    assert_eq!(alerts.iter().map(|content| content.state).collect::<Vec<State>>(), [State::On, State::Off]);
+    assert_eq!(alerts[0].episode, alerts[1].episode);
 }

@@ -62,6 +62,11 @@ fn health_key(partition: i32) -> String {
     format!("partition/{partition}")
 }
 
+/// The same for its checkpoints.
+fn checkpoint_key(partition: i32) -> String {
+    format!("checkpoint/{partition}")
+}
+
 /// Runs until the job stops.
 pub(super) fn run(shared: &Shared, settings: &DecideSettings) {
     shared.supervise("decide", || {
@@ -250,6 +255,7 @@ impl Owners<'_> {
                 }
             });
             let owner = Owner { finish, thread: thread.map_err(no_thread)? };
+            self.shared.statistics.assigned([partition.partition]);
             if let Some(held) = self.held.get_mut(&partition) {
                 held.work = Work::Running(owner);
             }
@@ -327,6 +333,10 @@ impl Owners<'_> {
         statistics.restarted("decide");
         let number = partition.partition;
         tracing::warn!(partition = number, failures = n, error = %error, pause_ms = pause.as_millis() as u64, "partition is taken over again from what is committed");
+        if refused {
+            // It waits for a person, and health says so: whoever waits for this instance need not wait for that.
+            statistics.unassigned(number);
+        }
         if refused || n >= FAILURES_REPORTED {
             let remedy = if refused {
                 "put right what the cause names; the partition is then taken over by itself"
@@ -382,6 +392,7 @@ impl Owners<'_> {
             // From here on it is another owner's, also if our thread panicked.
             self.shared.health.forget(&loop_name(partition.partition));
             self.shared.health.clear(&health_key(partition.partition));
+            self.shared.health.clear(&checkpoint_key(partition.partition));
             let group = group(&self.shared.group);
             self.shared.statistics.released(&group, &partition.topic, partition.partition);
             self.shared.statistics.unassigned(partition.partition);

@@ -76,7 +76,7 @@ pub(crate) struct Counts {
     /// By topic and partition of a source.
     pub lost: BTreeMap<(String, i32), LostRecords>,
     pub active_sets: BTreeMap<i32, ActiveSet>,
-    /// Canonical partitions that are this instance's to decide, also while they are still being taken over.
+    /// Canonical partitions that this instance decides, or is taking over to decide; without those that it refuses.
     pub assigned: BTreeSet<i32>,
     failure: Option<String>,
 }
@@ -252,7 +252,7 @@ impl Statistics {
         self.lock().assigned.extend(partitions);
     }
 
-    /// A canonical partition is another instance's.
+    /// A canonical partition is another instance's, or cannot be taken over here.
     pub(super) fn unassigned(&self, partition: i32) {
         self.lock().assigned.remove(&partition);
     }

@@ -22,9 +22,9 @@ use super::super::control::{Numbered, Ownership};
 use super::super::replay::{self, Derived};
 use super::super::{BACKOFF_MAX, BACKOFF_MIN, Shared, says};
 use super::take_over::Prepared;
-use super::{Common, PROGRESS_EVERY, group, loop_name, transactional_id};
+use super::{Common, PROGRESS_EVERY, checkpoint_key, group, loop_name, transactional_id};
 use crate::checkpoints::{Mark, Ticket};
-use crate::health::LoopHandle;
+use crate::health::{Finding, LoopHandle, Severity};
 use crate::latency::{BUDGET, Stage};
 use crate::sets::{Change, short};
 
@@ -38,6 +38,8 @@ const READINGS_MAX: u64 = 500_000;
 const SLICE_BUDGET: usize = 256 * 1024;
 /// A stop waits this long for its checkpoint; without it the next start replays.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(5);
+/// So many checkpoints in a row that are not written are no accident.
+const MISSED_REPORTED: usize = 2;
 /// Rule id of "a replay gave another history than the committed one".
 const REPLAY_RULE: &str = "technical/replay";
 
@@ -90,6 +92,8 @@ struct Checkpoints {
     /// Canonical offset of the newest begun, and readings applied since.
     begun_offset: i64,
     readings: u64,
+    /// Those that were not written, one after the other.
+    failures: usize,
 }
 
 /// A checkpoint that is being written.
@@ -114,7 +118,6 @@ impl Stand {
         let ownership = shared.sets.own(number);
         if let Some((in_force, _)) = partition.in_force() {
             ownership.is_in_force(in_force, true);
-            shared.statistics.active_set(number, in_force, partition.in_force().map_or("", |(_, hash)| hash));
         }
         let newest = mark.and_then(|mark| mark.checkpoint);
         Self {
@@ -143,6 +146,7 @@ impl Stand {
                 begun_at: Instant::now(),
                 begun_offset: begin,
                 readings: 0,
+                failures: 0,
             },
             ends_job: false,
         }
@@ -153,10 +157,13 @@ impl Stand {
     /// # Errors
     /// What ended it; everything that is committed stays so.
     pub fn work(&mut self, finish: &AtomicBool) -> Result<(), LogError> {
-        self.replay(finish)?;
+        if let Err(error) = self.replay(finish) {
+            return Err(self.end_with(error, finish));
+        }
         if self.is_over(finish) {
             return Ok(());
         }
+        self.tell_set();
         self.tell();
         // The group's coordinator is looked up here, for the offset alone, and not for the first alert.
         self.commit(finish)?;
@@ -178,12 +185,7 @@ impl Stand {
             }
             self.shared.statistics.latency.record_all(Stage::Decide, latencies_us);
             if let Some(error) = refused {
-                // What was decided before that record is not lost with it.
-                if self.next_offset > self.committed {
-                    self.commit(finish)?;
-                }
-                self.tell();
-                return Err(error);
+                return Err(self.end_with(error, finish));
             }
             self.ownership.settle();
             let due =
@@ -229,12 +231,33 @@ impl Stand {
         }
     }
 
+    /// What was decided before the record that cannot be applied is not lost with it.
+    fn end_with(&mut self, error: LogError, finish: &AtomicBool) -> LogError {
+        if self.is_replaying {
+            return error;
+        }
+        if self.next_offset > self.committed
+            && let Err(error) = self.commit(finish)
+        {
+            return error;
+        }
+        self.tell();
+        error
+    }
+
     fn tell(&self) {
         let statistics = &self.shared.statistics;
         let position = self.reader.position();
         statistics.decided(position.partition, self.partition.outcomes());
         let group = group(&self.shared.group);
         statistics.finished(&group, &position.topic, position.partition, self.next_offset, self.newest_us);
+    }
+
+    /// Which set decides here, once what it decides is said.
+    fn tell_set(&self) {
+        if let Some((number, hash)) = self.partition.in_force().filter(|_| !self.is_replaying) {
+            self.shared.statistics.active_set(self.number(), number, hash);
+        }
     }
 
     /// Applies in silence what the owners before us have decided and committed, then holds what came of it against what they
@@ -427,7 +450,7 @@ impl Stand {
     fn put_in_force(&mut self, next: Numbered, from_log: bool) {
         let Numbered { number, set } = &next;
         self.partition.activate(*number, &set.hash, &set.rules, Settings::clone(&set.settings));
-        self.shared.statistics.active_set(self.number(), *number, &set.hash);
+        self.tell_set();
         self.ownership.is_in_force(*number, from_log);
         if self.shared.sets.is_first_to_tell(*number) {
             let change = match &self.set {
@@ -568,14 +591,19 @@ impl Stand {
         match ticket.outcome() {
             Some(Ok(at)) => {
                 (checkpoints.before, checkpoints.newest) = (checkpoints.newest, Some(at));
-                checkpoints.is_named = false;
+                (checkpoints.is_named, checkpoints.failures) = (false, 0);
                 checkpoints.under_way = None;
+                self.shared.health.clear(&checkpoint_key(number));
                 return;
             }
             Some(Err(error)) => {
-                tracing::warn!(partition = number, error = %error, "the checkpoint was not written; the next one will be");
+                tracing::warn!(partition = number, error = %error, "the checkpoint was not written; the next one is tried in time");
                 self.partition.abandon_checkpoint();
                 checkpoints.under_way = None;
+                checkpoints.failures += 1;
+                if error.remedy == Remedy::Refuse || checkpoints.failures >= MISSED_REPORTED {
+                    self.shared.health.report(checkpoint_key(number), no_checkpoint(number, &error));
+                }
                 return;
             }
             None => {}
@@ -615,4 +643,13 @@ impl Stand {
         }
         Ok(())
     }
+}
+
+fn no_checkpoint(partition: i32, error: &LogError) -> Finding {
+    Finding::new(
+        Severity::Degraded,
+        format!("no checkpoint of partition {partition} is written: {error}"),
+        "whoever takes it over replays everything since the newest one; once retention has passed that, it is refused",
+        "see what the cause names; the next checkpoint is tried in time",
+    )
 }

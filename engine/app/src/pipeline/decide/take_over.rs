@@ -171,7 +171,12 @@ fn restore(
         Some(checkpoint) => from_checkpoint(shared, common, at, checkpoint, given_up)?,
         None => {
             // Site and clock are those of every published set; everything else comes into force with one.
-            let begin = if mark.is_none() && committed == first { committed } else { 0 };
+            // A mark that names no checkpoint is of a history that began where the log did.
+            let begin = match mark {
+                Some(_) => first.min(committed),
+                None if committed == first => committed,
+                None => 0,
+            };
             let settings = Settings { resumed: begin > 0, ..shared.sets.newest().set.settings.clone() };
             (Partition::new(settings, &RuleSet::new(Vec::new()), Catalogue::builtin()), None, begin)
         }
