@@ -14,8 +14,8 @@ budget=30
 usage() {
   cat <<'EOT'
 overload.sh - twice the readings that the engine can take, through a real Kafka:
-it must say so within 5 s, in /healthz, /metrics and its log, drop nothing, and be
-well again by itself.
+it must say so within 5 s in /healthz, then in its log, drop nothing, and be well
+again by itself.
 
   overload.sh [--rate N] [--for SECONDS] [--wait SECONDS] [--keep]
       --rate N        readings per second that are sustained here; without it a
@@ -28,7 +28,7 @@ well again by itself.
 
 Each second of the overload is printed: the longest wait of a stage, the estimate
 for a reading that is sent now, and what stands in /healthz. Afterwards every
-reading must be accounted for, and every finding gone.
+reading must be accounted for, and nothing be behind any more.
 
 Wants `cargo build --release`, and what kafka.sh wants. Everything it starts it
 ends, whatever happens.

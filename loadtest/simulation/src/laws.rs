@@ -47,8 +47,6 @@ pub struct Run {
     pub sinks: BTreeMap<String, Vec<Delivered>>,
     /// Alerts that were appended later need not have reached every sink when the run was stopped.
     pub told_until_us: Option<Micros>,
-    /// The broker's clock was set back in this run: append times do not tell what came first.
-    pub clock_set_back: bool,
 }
 
 /// One acknowledged delivery.
@@ -411,7 +409,7 @@ fn ticks(facts: &Facts<'_>) -> Vec<String> {
                 if brought_by > record.offset {
                     what.push(format!("{name}: something below it first stands in {brought_by}"));
                 }
-                if !facts.run.clock_set_back && truth.appended_from[below] < *time_us {
+                if truth.appended_from[below] < *time_us {
                     let earlier = time_us - truth.appended_from[below];
                     what.push(format!("{name}: something from there on was appended {earlier} µs before its time"));
                 }
@@ -478,9 +476,6 @@ fn spoken<'a>(facts: &Facts<'a>) -> HashMap<SeriesName, Vec<(Micros, &'a TopicPa
 /// A series is called stale only if, for at least as long as its signal allows, nothing of it was appended.
 fn absence(facts: &Facts<'_>) -> Vec<String> {
     let mut what = Vec::new();
-    if facts.run.clock_set_back {
-        return what;
-    }
     let spoken = spoken(facts);
     let contents = facts.alerts.iter().flatten().map(|alert| &alert.data.content);
     for content in contents.filter(|c| c.rule.id == "technical/stale" && c.transition == TransitionKind::Raised) {

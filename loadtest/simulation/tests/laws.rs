@@ -149,7 +149,6 @@ fn run(canonical: Vec<Outgoing>) -> (Run, Vec<Content>) {
         control,
         sinks: BTreeMap::from([("pager".to_owned(), contents.iter().map(|c| Delivered::new(1, c)).collect())]),
         told_until_us: None,
-        clock_set_back: false,
     };
     (run, contents)
 }
