@@ -7,7 +7,7 @@
 mod inspect;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -450,6 +450,7 @@ impl Log for KafkaLog {
             from: from.clone(),
             next: next_offset,
             strays: Arc::default(),
+            n_empty_before: 0,
             ahead: VecDeque::new(),
             began: Instant::now(),
             is_at_end: false,
@@ -740,15 +741,26 @@ fn list_with_offsets(positions: &[(TopicPartition, i64)], step: &str) -> Result<
     Ok(list)
 }
 
-type Strays = Arc<Mutex<HashMap<TopicPartition, VecDeque<Record>>>>;
+/// Records of split partitions that came through the common queue before the split took hold.
+#[derive(Default)]
+struct Strays {
+    records: Mutex<HashMap<TopicPartition, VecDeque<Record>>>,
+    /// Times the common queue was found empty.
+    n_empty: AtomicU64,
+}
+
+impl Strays {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TopicPartition, VecDeque<Record>>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 struct KafkaMember {
     consumer: Arc<Consumer>,
     context: Context,
     /// Records that came while events were polled for.
     early: Vec<(TopicPartition, Record)>,
-    /// Records of split partitions that came through the common queue before the split took hold.
-    strays: Strays,
+    strays: Arc<Strays>,
     split: Vec<TopicPartition>,
     /// Handed out and not answered yet. The client cannot end before it is.
     unanswered: Vec<MemberEvent>,
@@ -759,7 +771,10 @@ impl KafkaMember {
     fn poll(&mut self, wait: Duration) -> Result<bool, LogError> {
         let message = match self.consumer.poll(wait) {
             // The client says so once, and is silent ever after.
-            None => return self.fatal().map_or(Ok(false), Err),
+            None => {
+                self.strays.n_empty.fetch_add(1, Ordering::SeqCst);
+                return self.fatal().map_or(Ok(false), Err);
+            }
             Some(Ok(message)) => {
                 self.context.outage.over();
                 message
@@ -774,8 +789,7 @@ impl KafkaMember {
         let record = to_record(&message);
         drop(message);
         if self.split.contains(&partition) {
-            let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
-            strays.entry(partition).or_default().push_back(record);
+            self.strays.lock().entry(partition).or_default().push_back(record);
         } else {
             self.early.push((partition, record));
         }
@@ -793,7 +807,6 @@ impl KafkaMember {
         Some(LogError::new(Remedy::Restart, SERVING, what))
     }
 
-    /// Members read what is committed only, so the broker answers once no open transaction can move the offsets any more.
     /// An assignment is answered by beginning with whatever of it, a revocation by giving back all of it.
     fn answered(&mut self, answers: impl Fn(&MemberEvent) -> bool) {
         self.unanswered.retain(|event| !answers(event));
@@ -857,6 +870,7 @@ impl Member for KafkaMember {
                     from: from.clone(),
                     next: *next,
                     strays: self.strays.clone(),
+                    n_empty_before: self.strays.n_empty.load(Ordering::SeqCst),
                     ahead: VecDeque::new(),
                     began: Instant::now(),
                     is_at_end: false,
@@ -868,7 +882,7 @@ impl Member for KafkaMember {
     fn stop(&mut self, partitions: &[TopicPartition]) -> Result<(), LogError> {
         self.split.retain(|split| !partitions.contains(split));
         self.early.retain(|(partition, _)| !partitions.contains(partition));
-        self.strays.lock().unwrap_or_else(PoisonError::into_inner).retain(|known, _| !partitions.contains(known));
+        self.strays.lock().retain(|known, _| !partitions.contains(known));
         give_back(&self.consumer, partitions).map_err(|error| classify("giving partitions back", &error))?;
         self.answered(|event| match event {
             MemberEvent::Assigned(_) => false,
@@ -907,6 +921,7 @@ impl Member for KafkaMember {
     }
 
     fn committed_with_metadata(&mut self, partitions: &[TopicPartition]) -> Result<Vec<Option<Committed>>, LogError> {
+        // Members read what is committed only, so the broker answers once no open transaction can move the offsets any more.
         let committed = self.consumer.committed_offsets(list_of(partitions), CALL_TIMEOUT);
         committed_in(&committed.map_err(|error| classify("asking for committed offsets", &error))?, partitions)
     }
@@ -967,7 +982,9 @@ struct KafkaReader {
     queue: Option<PartitionQueue<Context>>,
     from: TopicPartition,
     next: i64,
-    strays: Strays,
+    strays: Arc<Strays>,
+    /// Times the common queue had been found empty when this reader began.
+    n_empty_before: u64,
     /// Came through the own queue before strays that belong before them.
     ahead: VecDeque<Record>,
     began: Instant,
@@ -996,17 +1013,18 @@ impl PartitionReader for KafkaReader {
     fn read(&mut self, max: usize, wait: Duration, records: &mut Vec<Record>) -> Result<(), LogError> {
         let mut wait = wait;
         for _ in 0..max {
-            let stray = {
-                let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
-                strays.get_mut(&self.from).and_then(VecDeque::pop_front)
-            };
+            // Asked first: a stray that turns up after it came with a later look at the common queue. Time alone says nothing,
+            // since the whole machine may have stood still.
+            let was_empty = self.strays.n_empty.load(Ordering::SeqCst) > self.n_empty_before;
+            let stray = self.strays.lock().get_mut(&self.from).and_then(VecDeque::pop_front);
             if let Some(stray) = stray {
                 self.take(stray, records)?;
                 wait = Duration::ZERO;
                 continue;
             }
             if let Some(first) = self.ahead.front() {
-                if first.offset > self.next && self.began.elapsed() < STRAYS_WITHIN {
+                let can_come = !was_empty || self.began.elapsed() < STRAYS_WITHIN;
+                if first.offset > self.next && can_come {
                     if records.is_empty() {
                         std::thread::sleep(wait.min(Duration::from_millis(5)));
                     }

@@ -14,7 +14,7 @@ use wardbell_connectors::clock::{Clock, SystemClock};
 use wardbell_connectors::conformance::sink::delivery;
 use wardbell_connectors::log::memory::MemoryLog;
 use wardbell_connectors::log::{
-    Appender, Committed, GroupHandle, Isolation, Log, LogError, Member, MemberEvent, Membership, Outgoing,
+    Appended, Appender, Committed, GroupHandle, Isolation, Log, LogError, Member, MemberEvent, Membership, Outgoing,
     PartitionReader, Record, StampedBy, TopicPartition, TopicSpec, Transactional,
 };
 use wardbell_connectors::sink::{Delivering, Delivery, Identity, Sink};
@@ -32,17 +32,18 @@ fn topics() -> Topics {
     Topics { create_source: Some(1), ..Topics::named("ward", vec![SOURCE.to_owned()], 2) }
 }
 
-/// A log whose normalizer can be slow.
+/// A log whose normalizer can be slow, and whose producers can wait for ever.
 struct Ward {
     inner: MemoryLog,
     is_slow: Arc<AtomicBool>,
+    is_deaf: Arc<AtomicBool>,
 }
 
 impl Ward {
     fn new() -> Arc<Self> {
         let inner = MemoryLog::new(Arc::new(SystemClock));
         inner.prepare(&topic_specs(&topics())).expect("the topics are made");
-        Arc::new(Self { inner, is_slow: Arc::default() })
+        Arc::new(Self { inner, is_slow: Arc::default(), is_deaf: Arc::default() })
     }
 
     fn start(self: &Arc<Self>, sinks: Vec<SinkSettings>) -> Job {
@@ -194,6 +195,23 @@ fn a_source_made_anew_is_read_from_its_beginning() {
     assert_eq!((summary.records, summary.lost_records), (3, 0));
     assert_eq!(ward.committed_of_source(), Some(3));
     assert!(ward.conditions().iter().any(|told| told.detail.contains("was made anew")), "{:?}", ward.conditions());
+}
+
+#[test]
+fn a_producer_that_hears_nothing_any_more_is_replaced_and_nothing_is_lost() {
+    let ward = Ward::new();
+    let job = ward.start(Vec::new());
+    ward.send(readings(10));
+    wait_until("the commit", || ward.committed_of_source() == Some(10));
+    ward.is_deaf.store(true, Ordering::SeqCst);
+    ward.send(readings(20));
+    wait_until("another producer", || ward.committed_of_source() == Some(30));
+    job.drain(PATIENCE).expect("everything is worked through");
+    let statistics = job.statistics().clone();
+    assert!(job.stop(), "all stages end");
+    let summary = statistics.summary();
+    assert_eq!((summary.outcomes["evaluated"], summary.restarts.get("normalize")), (30, Some(&1)), "{summary:?}");
+    assert_eq!(summary.repeated, 20, "what the deaf one appended stands there already");
 }
 
 #[test]
@@ -350,7 +368,7 @@ impl Log for Ward {
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>, LogError> {
-        self.inner.appender()
+        Ok(Box::new(DeafAppender { inner: self.inner.appender()?, becomes_deaf: self.is_deaf.clone(), is_deaf: false }))
     }
 
     fn transactional(&self, id: &str) -> Result<Box<dyn Transactional>, LogError> {
@@ -368,6 +386,31 @@ impl Log for Ward {
         isolation: Isolation,
     ) -> Result<Box<dyn PartitionReader>, LogError> {
         self.inner.reader(from, next_offset, isolation)
+    }
+}
+
+/// Once told, hears of nothing that it appends any more.
+struct DeafAppender {
+    inner: Box<dyn Appender>,
+    becomes_deaf: Arc<AtomicBool>,
+    is_deaf: bool,
+}
+
+impl Appender for DeafAppender {
+    fn append(&mut self, record: &Outgoing, token: u64) -> Result<(), LogError> {
+        self.is_deaf |= record.topic == topics().canonical && self.becomes_deaf.swap(false, Ordering::SeqCst);
+        self.inner.append(record, token)
+    }
+
+    fn outcomes(&mut self, wait: Duration, outcomes: &mut Vec<(u64, Result<Appended, LogError>)>) {
+        self.inner.outcomes(wait, outcomes);
+        if self.is_deaf {
+            outcomes.clear();
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
     }
 }
 

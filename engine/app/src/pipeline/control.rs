@@ -50,6 +50,7 @@ struct Known {
     /// Sets that somebody still holds, by hash.
     compiled: HashMap<String, Weak<LoadedSet>>,
     partitions: BTreeMap<i32, Owned>,
+    n_owners: u64,
     /// Largest number whose change was told.
     told: u64,
 }
@@ -57,6 +58,8 @@ struct Known {
 /// What is known of a partition that this instance owns.
 #[derive(Debug, Clone, Copy, Default)]
 struct Owned {
+    /// Which [`Ownership`] it is: one that is left behind may be dropped late.
+    owner: u64,
     in_force: u64,
     /// Largest number whose activation is known to stand in its log.
     in_log: u64,
@@ -104,6 +107,7 @@ impl Sets {
                         followed: followed.unwrap_or_default(),
                         unusable,
                         partitions: BTreeMap::new(),
+                        n_owners: 0,
                         told: 0,
                     };
                     return Ok(Self { topic, known: Mutex::new(known) });
@@ -223,8 +227,11 @@ impl Sets {
     /// This instance sees to it that the newest set is activated in the partition, from [`Ownership::settle`] until the
     /// returned value is dropped.
     pub fn own(self: &Arc<Self>, partition: i32) -> Ownership {
-        self.lock().partitions.insert(partition, Owned::default());
-        Ownership { sets: self.clone(), partition }
+        let mut known = self.lock();
+        known.n_owners += 1;
+        let owner = known.n_owners;
+        known.partitions.insert(partition, Owned { owner, ..Owned::default() });
+        Ownership { sets: self.clone(), partition, owner }
     }
 
     /// The change to a number is told once, not for each partition.
@@ -267,6 +274,7 @@ impl Sets {
 pub(super) struct Ownership {
     sets: Arc<Sets>,
     partition: i32,
+    owner: u64,
 }
 
 impl Ownership {
@@ -290,7 +298,10 @@ impl Ownership {
 
 impl Drop for Ownership {
     fn drop(&mut self) {
-        self.sets.lock().partitions.remove(&self.partition);
+        let mut known = self.sets.lock();
+        if known.partitions.get(&self.partition).is_some_and(|owned| owned.owner == self.owner) {
+            known.partitions.remove(&self.partition);
+        }
     }
 }
 

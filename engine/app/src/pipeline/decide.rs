@@ -29,6 +29,9 @@ const FAILURES_REPORTED: usize = 3;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
 /// A take-over that takes longer is given up and begun again.
 const PREPARED_WITHIN: Duration = Duration::from_secs(300);
+/// An attempt to commit, or to find out whether it was, is a few calls with time-outs of 10 s. A client that does not come
+/// back from them within this never does.
+const COMMIT_COMES_BACK: Duration = Duration::from_secs(60);
 /// A restore tells how far it is this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// A partition that a person has to put right is looked at again this often.
@@ -138,7 +141,19 @@ enum Work {
 struct Owner {
     finish: Arc<AtomicBool>,
     thread: Thread,
+    attempt: Attempt,
 }
+
+impl Owner {
+    /// The client has not come back from an attempt to commit for longer than all its time-outs take together.
+    fn is_stuck(&self) -> bool {
+        let began = *self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        began.is_some_and(|began| began.elapsed() > COMMIT_COMES_BACK)
+    }
+}
+
+/// When the attempt to commit that is under way began.
+type Attempt = Arc<Mutex<Option<Instant>>>;
 
 /// What other threads leave for the polling loop.
 type Left<T> = Arc<Mutex<Vec<T>>>;
@@ -245,7 +260,8 @@ impl Owners<'_> {
         let readers = self.member.start_split(&starts)?;
         let group = self.member.group();
         for ((partition, prepared), reader) in ready.into_iter().zip(readers) {
-            let stand = Stand::new(self.shared, &self.common, prepared, reader, group.clone());
+            let attempt = Attempt::default();
+            let stand = Stand::new(self.shared, &self.common, prepared, reader, group.clone(), attempt.clone());
             let finish = Arc::new(AtomicBool::new(false));
             let (flag, ended, own) = (finish.clone(), self.ended.clone(), partition.clone());
             let thread = runtime::spawn(loop_name(partition.partition), move || {
@@ -254,7 +270,7 @@ impl Owners<'_> {
                     lock(&ended).push((own, error, stand.ends_job));
                 }
             });
-            let owner = Owner { finish, thread: thread.map_err(no_thread)? };
+            let owner = Owner { finish, thread: thread.map_err(no_thread)?, attempt };
             self.shared.statistics.assigned([partition.partition]);
             if let Some(held) = self.held.get_mut(&partition) {
                 held.work = Work::Running(owner);
@@ -297,15 +313,20 @@ impl Owners<'_> {
         // Said by threads that are just about to end.
         lock(&self.ended).extend(said);
         // Whatever keeps it, a partition must not stay silent.
-        let stuck = |held: &Held| match held.work {
+        let stuck = |held: &Held| match &held.work {
             Work::Preparing(..) => held.since.elapsed() > PREPARED_WITHIN,
-            _ => false,
+            Work::Running(owner) => owner.is_stuck(),
+            Work::Due(_) => false,
         };
         let stuck: Vec<TopicPartition> =
             self.held.iter().filter(|(_, held)| stuck(held)).map(|(partition, _)| partition.clone()).collect();
         for partition in stuck {
+            let is_read = matches!(self.held.get(&partition), Some(Held { work: Work::Running(_), .. }));
             self.end_thread(&partition);
-            let step = format!("taking over {}/{}", partition.topic, partition.partition);
+            if is_read {
+                self.member.stop(std::slice::from_ref(&partition))?;
+            }
+            let step = format!("working on {}/{}", partition.topic, partition.partition);
             self.failed(&partition, &LogError::new(Remedy::Restart, step, "it takes too long"));
         }
         for (partition, held) in &mut self.held {
@@ -362,7 +383,7 @@ impl Owners<'_> {
         match std::mem::replace(&mut held.work, due) {
             Work::Running(owner) => {
                 owner.finish.store(true, Ordering::SeqCst);
-                while !owner.thread.is_finished() {
+                while !owner.thread.is_finished() && !owner.is_stuck() {
                     // A commit may take longer than a member may be silent.
                     match self.member.events(Duration::ZERO) {
                         Ok(events) => self.early.extend(events),
@@ -370,7 +391,16 @@ impl Owners<'_> {
                     }
                     runtime::sleep(Duration::from_millis(5));
                 }
-                let _ = owner.thread.join();
+                if owner.thread.is_finished() {
+                    let _ = owner.thread.join();
+                } else {
+                    // Whatever it still sends is refused: the next owner takes its transactional id.
+                    let number = partition.partition;
+                    tracing::error!(
+                        partition = number,
+                        "the client does not come back from a transaction: its thread is left behind"
+                    );
+                }
                 self.shared.statistics.partition_ended(partition.partition);
             }
             Work::Preparing(_, given_up) => given_up.store(true, Ordering::SeqCst),

@@ -27,7 +27,7 @@ use wardbell_schemas::outcome::Outcome;
 use wardbell_schemas::reading::{Change, Comparator, Policies, Quality, ReadingBatchBuilder, ReadingRow, Reason};
 
 use super::statistics::Tally;
-use super::{FEED_RULE, Shared};
+use super::{BROKER, FEED_RULE, Shared};
 use crate::connector::unmapped::Unmapped;
 use crate::connector::{Connector, normalizer_hash, undecodable};
 use crate::health::LoopHandle;
@@ -43,6 +43,8 @@ const RECORDS_MAX: usize = 5_000;
 const ROWS_MAX: usize = 2_000;
 /// Canonical records in flight before reading pauses: this stage waits, and so do its sources.
 const IN_FLIGHT_MAX: usize = 1_000;
+/// A broker that answers acknowledges an append within this, or the producer has lost it.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(20);
 /// Offsets are committed this often at most.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// Who stood still for so long after a tick claims nothing before the next one: somebody else may have gone on meanwhile,
@@ -133,6 +135,9 @@ struct Stand<'a> {
     /// Records in flight by token.
     tokens: HashMap<u64, u64>,
     next_token: u64,
+    /// When each token that is not acknowledged was handed over; and when the broker was last known to be away.
+    sent: BTreeMap<u64, Instant>,
+    away_at: Instant,
     acknowledged: BTreeMap<TopicPartition, i64>,
     committed_at: Instant,
     ticks: Ticks,
@@ -195,6 +200,8 @@ impl<'a> Stand<'a> {
             first_turn: 0,
             tokens: HashMap::new(),
             next_token: 0,
+            sent: BTreeMap::new(),
+            away_at: Instant::now(),
             acknowledged: BTreeMap::new(),
             committed_at: Instant::now(),
             ticks: Ticks::default(),
@@ -597,6 +604,7 @@ impl<'a> Stand<'a> {
 
     fn token(&mut self) -> u64 {
         self.next_token += 1;
+        self.sent.insert(self.next_token, Instant::now());
         self.next_token
     }
 
@@ -605,6 +613,7 @@ impl<'a> Stand<'a> {
         self.appender.outcomes(wait, &mut outcomes);
         for (token, outcome) in outcomes {
             let appended = outcome?;
+            self.sent.remove(&token);
             if let Some(turn) = self.tokens.remove(&token) {
                 let turn = usize::try_from(turn - self.first_turn).unwrap_or(usize::MAX);
                 if let Some(turn) = self.turns.get_mut(turn) {
@@ -631,7 +640,20 @@ impl<'a> Stand<'a> {
                 }
             }
         }
-        Ok(())
+        self.look_for_silence()
+    }
+
+    /// A producer may wait for ever for what the broker has long forgotten, as after a crash of the broker.
+    fn look_for_silence(&mut self) -> Result<(), LogError> {
+        if self.shared.health.stands(BROKER) {
+            self.away_at = Instant::now();
+        }
+        let oldest = self.sent.first_key_value().map(|(_, sent)| sent.elapsed().min(self.away_at.elapsed()));
+        if oldest.is_none_or(|silent| silent < ACKNOWLEDGED_WITHIN) {
+            return Ok(());
+        }
+        let what = "nothing comes back although the broker answers; a new producer appends it again";
+        Err(LogError::new(Remedy::Restart, "appending to the canonical log", what))
     }
 
     /// Waits until everything in flight is acknowledged.

@@ -4,6 +4,7 @@
 //! seconds. The content of a transaction is fixed before it is sent; what is not known to be committed is looked up and sent
 //! again or dropped, never derived a second time.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::super::control::{Numbered, Ownership};
 use super::super::replay::{self, Derived};
 use super::super::{BACKOFF_MAX, BACKOFF_MIN, Shared, says};
 use super::take_over::Prepared;
-use super::{Common, PROGRESS_EVERY, checkpoint_key, group, loop_name, transactional_id};
+use super::{Attempt, Common, PROGRESS_EVERY, checkpoint_key, group, loop_name, transactional_id};
 use crate::checkpoints::{Mark, Ticket};
 use crate::health::{Finding, LoopHandle, Severity};
 use crate::latency::{BUDGET, Stage};
@@ -52,6 +53,7 @@ pub(super) struct Stand {
     producer: Box<dyn Transactional>,
     reader: Box<dyn PartitionReader>,
     group: GroupHandle,
+    attempt: Attempt,
     partition: Partition,
     /// The set in force; none before the first activation of the log.
     set: Option<Numbered>,
@@ -112,6 +114,7 @@ impl Stand {
         prepared: Prepared,
         reader: Box<dyn PartitionReader>,
         group: GroupHandle,
+        attempt: Attempt,
     ) -> Self {
         let Prepared { producer, partition, set, begin, committed, mark } = prepared;
         let number = reader.position().partition;
@@ -128,6 +131,7 @@ impl Stand {
             producer,
             reader,
             group,
+            attempt,
             partition,
             set,
             ownership,
@@ -484,9 +488,11 @@ impl Stand {
         let mark = self.mark_now().print();
         loop {
             let waiting = self.turning.waiting("the broker, committing a transaction");
-            let attempt = if unknown { self.was_committed() } else { self.try_commit(&mark) };
+            self.set_attempt(Some(Instant::now()));
+            let outcome = if unknown { self.was_committed() } else { self.try_commit(&mark) };
+            self.set_attempt(None);
             drop(waiting);
-            let error = match attempt {
+            let error = match outcome {
                 Ok(true) => break,
                 // It is known now that nothing of it is visible: the same content is sent again.
                 Ok(false) => {
@@ -526,6 +532,10 @@ impl Stand {
             self.common.writer.delete_before(self.number(), before);
         }
         Ok(())
+    }
+
+    fn set_attempt(&self, began: Option<Instant>) {
+        *self.attempt.lock().unwrap_or_else(PoisonError::into_inner) = began;
     }
 
     /// Two more polls of the group have passed and the partition was not taken away.
